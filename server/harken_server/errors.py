@@ -1,0 +1,191 @@
+"""Every way in which a request can end other than with a vector, as values.
+
+    Refusal                     the base; raised, never returned
+    ├── InvalidRequest          it can never succeed: one Problem for each field at fault
+    ├── ModelNotFound           no such model, or no such version of it
+    ├── BacklogFull             it may succeed later; carries the predicted wait
+    ├── NotReady                the server is loading or draining
+    ├── Expired                 its deadline passed, or the server's cap on any request
+    ├── Abandoned               the caller went away
+    └── ComputeFailed           the engine failed on this sequence alone
+
+They carry evidence, not sentences: only `rpc` knows status codes and speaks to a person.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one field, named as it stands in the request, for instance `inputs[17].text`."""
+
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missing(Problem):
+    """The field is required and absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoContent(Problem):
+    """The input has neither text nor token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoTokens(Problem):
+    """The text is empty, or holds nothing that the tokenizer makes a token of; or the id list is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotUtf8(Problem):
+    """The bytes of a text are not UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotProtobuf(Problem):
+    """The bytes of the message are not the protobuf message that the method takes."""
+
+    message: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TooMany(Problem):
+    """More elements than a limit allows."""
+
+    count: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class TooManyBytes(Problem):
+    """More bytes than a limit allows."""
+
+    size_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTooLong(Problem):
+    """More tokens than the model has positions for, and no leave to truncate."""
+
+    length: int
+    limit: int
+    at_least: bool = False
+    """Whether counting stopped at `length`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutOfRange(Problem):
+    """A token id outside the model's vocabulary."""
+
+    position: int
+    token_id: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextNotAccepted(Problem):
+    """The model's bundle has no tokenizer."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownValue(Problem):
+    """An enum value that this server does not know."""
+
+    value: int
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AmbiguousModel(Problem):
+    """No model was named, and the server holds several."""
+
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTooLarge(Problem):
+    """The answer would exceed the message limit; refused before it is computed."""
+
+    size_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OverMemoryBudget(Problem):
+    """The sequence alone is predicted to need more memory than any batch may take."""
+
+    length: int
+    predicted_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfPlace(Problem):
+    """A stream's `open` that is not its first message."""
+
+
+class Refusal(Exception):
+    """The base of everything that ends a request without a vector."""
+
+    # Not frozen: contextlib and asyncio set an exception's traceback.
+
+
+@dataclass
+class InvalidRequest(Refusal):
+    """The request can never succeed. `problems` holds at least one, in the order of the fields."""
+
+    problems: tuple[Problem, ...]
+
+
+@dataclass
+class ModelNotFound(Refusal):
+    """No such model (`versions` is empty), or no such version of it."""
+
+    model: str
+    version: int
+    models: tuple[str, ...]
+    versions: tuple[int, ...]
+
+
+@dataclass
+class BacklogFull(Refusal):
+    """Taking the request would exceed a limit on what waits. `retry_after_s`: predicted until there is room."""
+
+    waiting: int
+    asked: int
+    limit: int
+    unit: Literal["sequences", "tokens", "bytes of text"]
+    retry_after_s: float
+
+
+@dataclass
+class NotReady(Refusal):
+    """The server is loading its models, or draining before it stops."""
+
+    state: Literal["loading", "draining"]
+    retry_after_s: float
+
+
+@dataclass
+class Expired(Refusal):
+    """The deadline passed. `by_cap`: it was the server's own cap, not the caller's deadline."""
+
+    by_cap: bool
+
+
+@dataclass
+class Abandoned(Refusal):
+    """The caller cancelled or went away."""
+
+
+@dataclass
+class ComputeFailed(Refusal):
+    """The engine failed on this sequence even alone, or gave a vector that is not finite."""
+
+    reason: Literal["ENGINE_FAILED", "NOT_FINITE"]

@@ -1,0 +1,182 @@
+"""The one loop: it asks the core what to start, starts it on a lane, and hands back what ran.
+
+It lives on the event loop and is driven by events: something arrived, or a lane is free. No lock, no sleep.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from prometheus_client import Counter
+
+from harken_server.errors import Expired
+from harken_server.execution.engine import Runner
+from harken_server.execution.lanes import Clock, Lane, Ran
+from harken_server.execution.pending import Outcome, Pending, outcome_label
+from harken_server.scheduling.admission import Capacity, admit, predicted_wait_s
+from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.policy import Limits, Start, decide
+from harken_server.telemetry.metrics import Metrics, ModelMetrics
+
+ModelKey = tuple[str, int]
+"""Name and version."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that the batcher runs."""
+
+    runner: Runner
+    backlog: Backlog[Pending]
+    metrics: ModelMetrics
+
+
+class Batcher:
+    """Owns the backlogs and the lanes. Every method belongs to the event loop's thread."""
+
+    def __init__(
+        self, capacity: Capacity, metrics: Metrics, clock: Clock, on_fatal: Callable[[BaseException], None]
+    ) -> None:
+        """`on_fatal` is called if the loop itself fails: the server must not look healthy then."""
+        self._capacity: Final = capacity
+        self._metrics: Final = metrics
+        self._clock: Final = clock
+        self._on_fatal: Final = on_fatal
+        self._loop: Final = asyncio.get_running_loop()
+        self._lanes: Sequence[Lane] = ()
+        self._limits = Limits(sequences=0, padded_tokens=0, memory_bytes=0)
+        self._models: Final[dict[ModelKey, Served]] = {}
+        self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
+        self._free: Final[list[int]] = []
+        self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
+        self._busy_seconds: Final[list[Counter]] = []
+
+    def open(self, lanes: Sequence[Lane], limits: Limits) -> None:
+        """Begin to run batches, on these lanes and within these limits."""
+        self._lanes, self._limits = lanes, limits
+        self._busy_seconds.extend(self._metrics.engine_busy.labels(str(lane.index)) for lane in lanes)
+        self._free.extend(lane.index for lane in lanes)
+        self._pump()
+
+    def serve(self, key: ModelKey, served: Served) -> None:
+        """Take sequences for this model from now on."""
+        self._models[key] = served
+        self._backlogs[key] = served.backlog
+        served.metrics.backlog_sequences.set_function(lambda: served.backlog.sequences)
+        served.metrics.backlog_tokens.set_function(lambda: served.backlog.tokens)
+        served.metrics.predicted_wait.set_function(self.predicted_wait_s)
+        served.metrics.cost_scale.set_function(lambda: served.backlog.cost.scale)
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """Most memory that the running batches may take."""
+        return self._limits.memory_bytes
+
+    def memory_model(self, key: ModelKey) -> MemoryModel:
+        """What a batch of this model is predicted to need."""
+        return self._backlogs[key].memory
+
+    def predicted_batch_bytes(self) -> int:
+        """Predicted memory of the batches that run now."""
+        return sum(start.predicted_bytes for start, _ in list(self._running.values()))
+
+    def predicted_wait_s(self) -> float:
+        """Seconds until a sequence that came now, and last, would start."""
+        if self._free and not any(backlog.sequences for backlog in list(self._backlogs.values())):
+            return 0.0
+        return predicted_wait_s(list(self._backlogs.values()), len(self._lanes), self._running_s())
+
+    def check_room(self, lengths: list[int]) -> None:
+        """Raises BacklogFull if these cannot all wait now."""
+        admit(self._backlogs.values(), lengths, self._capacity, len(self._lanes), self._running_s())
+
+    def submit(self, key: ModelKey, pendings: Sequence[Pending]) -> None:
+        """Accept sequences, all or none; each is settled exactly once from here on. Raises BacklogFull."""
+        self.check_room([pending.length for pending in pendings])
+        served = self._models[key]
+        served.metrics.accepted.inc(len(pendings))
+        for pending in pendings:
+            served.metrics.sequence_length.observe(pending.length)
+            served.backlog.add(pending)
+        self._pump()
+
+    def withdraw(self, key: ModelKey, pendings: Sequence[Pending], outcome: Outcome) -> None:
+        """Settle those that have no outcome yet, and free their places at once. What runs already runs on, unheard."""
+        served = self._models[key]
+        for pending in pendings:
+            served.backlog.remove(pending)
+            self._settle(served, pending, outcome)
+
+    def _pump(self) -> None:
+        try:
+            while self._free:
+                now_s = self._clock()
+                left_bytes = self._limits.memory_bytes - self.predicted_batch_bytes()
+                limits = replace(self._limits, memory_bytes=left_bytes)
+                decision = decide(self._backlogs, self._free, limits, now_s)
+                if not isinstance(decision, Start):
+                    return
+                self._start(decision, now_s)
+        except Exception as error:  # noqa: BLE001 - the loop's edge: a bug here must not leave requests hanging
+            self._on_fatal(error)
+
+    def _start(self, start: Start[ModelKey, Pending], now_s: float) -> None:
+        served = self._models[start.model]
+        expired = [pending for pending in start.batch if pending.deadline.passed(now_s)]
+        if expired:
+            # Never computed. The rest may deserve another batch, so the decision is made anew.
+            for pending in expired:
+                served.backlog.remove(pending)
+                self._settle(served, pending, Expired(pending.deadline.by_cap))
+            return
+        served.backlog.start(list(start.batch))
+        for pending in start.batch:
+            pending.stamps.taken_s = now_s
+        self._free.remove(start.lane)
+        self._running[start.lane] = (start, now_s)
+        self._lanes[start.lane].start(served.runner, start.batch, self._from_lane(start))
+
+    def _from_lane(self, start: Start[ModelKey, Pending]) -> Callable[[Ran], None]:
+        def on_ran(ran: Ran) -> None:
+            self._loop.call_soon_threadsafe(self._ran, start, ran)
+
+        return on_ran
+
+    def _ran(self, start: Start[ModelKey, Pending], ran: Ran) -> None:
+        del self._running[start.lane]
+        self._free.append(start.lane)
+        # The lane gets its next batch first, its last one's answers go out while that runs.
+        self._pump()
+        served = self._models[start.model]
+        self._count(served, start, ran)
+        now_s = self._clock()
+        for pending, outcome in zip(ran.pendings, ran.outcomes, strict=True):
+            pending.stamps.scattered_s = now_s
+            self._settle(served, pending, outcome)
+
+    def _settle(self, served: Served, pending: Pending, outcome: Outcome) -> None:
+        if not pending.settle(outcome):
+            return
+        served.metrics.finished[outcome_label(outcome)].inc()
+        if not isinstance(outcome, Exception):
+            for stage, time_ns in pending.stamps.stages_ns().items():
+                served.metrics.stages[stage].observe(time_ns * 1e-9)
+
+    def _count(self, served: Served, start: Start[ModelKey, Pending], ran: Ran) -> None:
+        rows = len(ran.pendings)
+        real = sum(pending.length for pending in ran.pendings)
+        padded_length = max(pending.length for pending in ran.pendings)
+        metrics = served.metrics
+        metrics.batch_sequences.observe(rows)
+        metrics.batch_padded_tokens.observe(rows * padded_length)
+        metrics.tokens_real.inc(real)
+        metrics.tokens_padding.inc(rows * padded_length - real)
+        self._busy_seconds[start.lane].inc(ran.busy_s)
+        if ran.compute_s > 0.0:
+            served.backlog.cost.learn(rows, padded_length, ran.compute_s)
+
+    def _running_s(self) -> float:
+        now_s = self._clock()
+        return sum(max(start.predicted_s - (now_s - since_s), 0.0) for start, since_s in list(self._running.values()))

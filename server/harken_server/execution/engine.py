@@ -1,0 +1,133 @@
+"""The only room that knows ONNX Runtime: a model's bytes in, arrays out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
+
+from harken_server.execution.collate import PaddedBatch
+
+SENTENCE: Final = "sentence_embedding"
+TOKENS: Final = "token_embeddings"
+
+Device = Literal["cpu", "cuda"]
+Outputs = Mapping[str, npt.NDArray[np.float32]]
+
+
+class EngineError(Exception):
+    """A run that failed. The message is ONNX Runtime's, for the log only."""
+
+
+class DeviceUnavailable(Exception):
+    """The device that was asked for cannot be used. One line, for a person."""
+
+
+class Runner(Protocol):
+    """What a lane needs of an engine."""
+
+    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        """Compute the named outputs: sentence_embedding float32 [B, H], token_embeddings float32 [B, L, H].
+
+        Raises EngineError.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How a session uses its device."""
+
+    device: Device
+    device_id: int = 0
+    threads: int = 1
+    """Intra-op threads of one run, on the CPU."""
+    memory_limit_bytes: int = 0
+    """Of the CUDA arena; 0 is no limit of its own."""
+    arena_extend: Literal["same-as-requested", "next-power-of-two"] = "same-as-requested"
+
+
+class Engine:
+    """One session. `run` may be called from several lanes at once: it has no state between calls."""
+
+    def __init__(self, model: bytes, options: DeviceOptions) -> None:
+        """Load an ONNX graph. Raises EngineError if it is none, DeviceUnavailable if CUDA does not work here."""
+        self._device: Final = options.device
+        self._device_id: Final = options.device_id
+        session = ort.SessionOptions()
+        session.intra_op_num_threads = options.threads
+        session.inter_op_num_threads = 1
+        # A lane that is idle gives its core to others: the tokenizer and the event loop share the cores.
+        session.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A pattern is kept for each shape that ever ran, and here nearly each batch has its own.
+        session.enable_mem_pattern = False
+        session.log_severity_level = 3
+        providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+        if options.device == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", _cuda_options(options)))
+        try:
+            if options.device == "cuda":
+                ort.preload_dlls()
+            self._session: Final = ort.InferenceSession(model, session, providers=providers)
+        except Exception as error:
+            if options.device == "cuda":
+                raise DeviceUnavailable(f"CUDA: {_first_line(error)}") from error
+            raise EngineError(_first_line(error)) from error
+        if options.device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            # Asked for CUDA, ONNX Runtime falls back to the CPU without an error.
+            raise DeviceUnavailable(
+                "CUDA: ONNX Runtime found no GPU that it can use, or not its CUDA and cuDNN libraries"
+            )
+
+    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        """See Runner. One path on every provider: inputs go to the device, outputs come back to the host."""
+        try:
+            binding = self._session.io_binding()
+            for name, array in (("input_ids", batch.ids), ("attention_mask", batch.mask)):
+                value = ort.OrtValue.ortvalue_from_numpy(array, self._device, self._device_id)
+                binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                binding.bind_output(name, self._device, self._device_id)
+            self._session.run_with_iobinding(binding)
+            return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
+        except Exception as error:
+            raise EngineError(_first_line(error)) from error
+
+
+def check_installation() -> None:
+    """Raises DeviceUnavailable where both runtime wheels are installed: they overwrite each other in one folder."""
+    installed = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            installed.append(f"{name} {distribution(name).version}")
+        except PackageNotFoundError:
+            continue
+    if len(installed) > 1:
+        raise DeviceUnavailable(
+            f"{' and '.join(installed)} are both installed and overwrite each other; uninstall both, then install one"
+        )
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(ort.__version__)
+
+
+def cuda_is_built_in() -> bool:
+    """Whether the installed wheel has the CUDA execution provider; a GPU is another question."""
+    return "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+def _cuda_options(options: DeviceOptions) -> dict[str, str]:
+    extend = {"same-as-requested": "kSameAsRequested", "next-power-of-two": "kNextPowerOfTwo"}
+    cuda = {"device_id": str(options.device_id), "arena_extend_strategy": extend[options.arena_extend]}
+    if options.memory_limit_bytes:
+        cuda["gpu_mem_limit"] = str(options.memory_limit_bytes)
+    return cuda
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

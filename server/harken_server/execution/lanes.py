@@ -1,0 +1,95 @@
+"""A lane: one thread that runs one batch at a time, and nothing else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Final
+
+import numpy as np
+import structlog
+
+from harken_server.errors import ComputeFailed
+from harken_server.execution.collate import collate
+from harken_server.execution.engine import TOKENS, Runner
+from harken_server.execution.pending import Outcome, Pending
+
+log = structlog.get_logger()
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A batch that came back from its lane. outcomes[i] is of pendings[i]."""
+
+    pendings: Sequence[Pending]
+    outcomes: Sequence[Outcome]
+    compute_s: float
+    """Time in the engine; 0 if the batch failed or had to be split."""
+    busy_s: float
+    """Time on the lane."""
+
+
+class Lane:
+    """Owns its thread. `start` only while it is free; the batch comes back through `on_ran`, on the lane's thread."""
+
+    def __init__(self, index: int, clock: Clock) -> None:
+        self.index: Final = index
+        self._clock: Final = clock
+        self._work: Final[SimpleQueue[Callable[[], None] | None]] = SimpleQueue()
+        self._thread: Final = Thread(target=self._loop, name=f"lane-{index}", daemon=True)
+        self._thread.start()
+
+    def start(self, runner: Runner, pendings: Sequence[Pending], on_ran: Callable[[Ran], None]) -> None:
+        """Run a batch. Every pending gets an outcome, whatever the engine does."""
+        self._work.put(lambda: on_ran(run_batch(runner, pendings, self._clock)))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Run something else on the lane's thread: the warm-up."""
+        self._work.put(work)
+
+    def stop(self) -> None:
+        """End the thread after what it runs now."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+
+def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> Ran:
+    """Collate, compute, check. A batch that fails is halved until only the sequence at fault fails."""
+    started_s = clock()
+    outcomes = _outcomes(runner, pendings, clock)
+    first, last = pendings[0].stamps, pendings[-1].stamps
+    whole = first.computed_s == last.computed_s
+    return Ran(pendings, outcomes, first.computed_s - first.collated_s if whole else 0.0, clock() - started_s)
+
+
+def _outcomes(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> list[Outcome]:
+    try:
+        return _run(runner, pendings, clock)
+    except Exception as error:  # noqa: BLE001 - the lane's edge: whatever goes wrong, each sequence gets an answer
+        log.warning("batch failed", sequences=len(pendings), error=str(error), kind=type(error).__name__)
+    if len(pendings) == 1:
+        return [ComputeFailed("ENGINE_FAILED")]
+    middle = len(pendings) // 2
+    return _outcomes(runner, pendings[:middle], clock) + _outcomes(runner, pendings[middle:], clock)
+
+
+def _run(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> list[Outcome]:
+    batch = collate([pending.ids for pending in pendings])
+    collated_s = clock()
+    wanted = sorted({pending.output for pending in pendings})
+    outputs = runner.run(batch, wanted)
+    computed_s = clock()
+    outcomes: list[Outcome] = []
+    for row, pending in enumerate(pendings):
+        pending.stamps.collated_s, pending.stamps.computed_s = collated_s, computed_s
+        vector = outputs[pending.output][row]
+        if pending.output == TOKENS:
+            vector = vector[: pending.length]
+        outcomes.append(vector if np.isfinite(vector).all() else ComputeFailed("NOT_FINITE"))
+    return outcomes

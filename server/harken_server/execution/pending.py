@@ -1,0 +1,78 @@
+"""An accepted sequence, from the door to its one answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from harken_server.errors import Abandoned, ComputeFailed, Expired, Refusal
+from harken_server.scheduling.waiting import Waiting
+
+Outcome = npt.NDArray[np.float32] | Refusal
+
+_NS: Final = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Stamps:
+    """Moments of one sequence on the monotonic clock. Each ends one stage and begins the next."""
+
+    received_s: float
+    queued_s: float
+    taken_s: float = 0.0
+    collated_s: float = 0.0
+    computed_s: float = 0.0
+    scattered_s: float = 0.0
+
+    def stages_ns(self) -> dict[str, int]:
+        """Nanoseconds in each stage. They sum exactly to `total_ns`."""
+        moments = [
+            round(moment_s * _NS)
+            for moment_s in (
+                self.received_s, self.queued_s, self.taken_s, self.collated_s, self.computed_s, self.scattered_s,
+            )
+        ]  # fmt: skip
+        names = ("tokenize", "queue", "collate", "compute", "scatter")
+        return {name: end - start for name, start, end in zip(names, moments, moments[1:], strict=False)}
+
+    def total_ns(self) -> int:
+        """Nanoseconds from the door to the answer."""
+        return round(self.scattered_s * _NS) - round(self.received_s * _NS)
+
+
+@dataclass(eq=False, slots=True)
+class Pending(Waiting):
+    """A sequence with its tokens, its moments, and the one who waits for its outcome."""
+
+    ids: npt.NDArray[np.int64]
+    """int64 [length]"""
+    output: str
+    """Which of the engine's outputs it wants."""
+    stamps: Stamps
+    on_settled: Callable[["Pending"], None]
+    outcome: Outcome | None = field(default=None, init=False)
+
+    def settle(self, outcome: Outcome) -> bool:
+        """Give it its one outcome. Returns False, and changes nothing, if it has one already."""
+        if self.outcome is not None:
+            return False
+        self.outcome = outcome
+        self.on_settled(self)
+        return True
+
+
+def outcome_label(outcome: Outcome) -> str:
+    """The value of harken_finished_total's label."""
+    match outcome:
+        case Expired():
+            return "expired"
+        case Abandoned():
+            return "cancelled"
+        case ComputeFailed():
+            return "failed"
+        case Refusal():
+            raise AssertionError(f"{outcome!r} cannot end an accepted sequence")
+        case _:
+            return "answered"

@@ -1,0 +1,101 @@
+"""What every call has in common: its clock, its count, its one answer, and what it means when it ends early."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+import grpc
+import structlog
+
+from harken_server import errors
+from harken_server.rpc.status import Answer, answer, bug
+from harken_server.scheduling.deadline import Deadline
+from harken_server.service import Answers
+from harken_server.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call, as it is accounted for. Its identity is its flow in the backlog."""
+
+    method: str
+    received_s: float
+    deadline: Deadline
+    model: str = ""
+    """The served model it is about, once that is known; nothing else may become a label."""
+    request_id: str = field(default_factory=lambda: uuid4().hex)
+
+
+class Calls:
+    """Counts every call in and out, and turns whatever ends it into a status. Belongs to the event loop's thread."""
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float], max_request_s: float) -> None:
+        self.clock: Final = clock
+        self.metrics: Final = metrics
+        self._max_request_s: Final = max_request_s
+        self._open = 0
+        self._idle: Final = asyncio.Event()
+        self._idle.set()
+
+    def deadline(self, context: Context) -> Deadline:
+        """The moment after which nobody waits for this call."""
+        return Deadline.after(context.time_remaining(), self._max_request_s, self.clock())
+
+    async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
+        """Do a call's work. Whatever it raises ends in one status, counted once; a bug ends in INTERNAL."""
+        call = Call(method, self.clock(), self.deadline(context))
+        self._open += 1
+        self._idle.clear()
+        code = grpc.StatusCode.OK
+        try:
+            return await work(call)
+        except errors.Refusal as refusal:
+            refused = answer(refusal, call.request_id)
+            code = refused.code
+            if code is grpc.StatusCode.INTERNAL:
+                log.error("call failed", method=method, reason=refused.reason, request_id=call.request_id)
+            self.rejected(call.model, refused)
+            await _abort(context, refused)
+        except asyncio.CancelledError:
+            # gRPC cancels the handler both when the caller goes away and when the deadline passes.
+            expired = call.deadline.explains_cancel(self.clock())
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("call failed", method=method, request_id=call.request_id)
+            await _abort(context, bug(call.request_id))
+        finally:
+            self.metrics.requests.labels(call.model, method, code.name).inc()
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+        raise AssertionError("abort raises")
+
+    def rejected(self, model: str, refused: Answer) -> None:
+        """Count a call, or an input of a stream, that ended before it was accepted."""
+        if refused.code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED):
+            self.metrics.rejected.labels(model, refused.reason).inc()
+
+    def answered(self, call: Call, received_s: float, answers: Answers) -> None:
+        """Observe the duration of a call, and what of it was outside the stages."""
+        now_s = self.clock()
+        stamps = max((answer.stamps for answer in answers.answers), key=lambda stamps: stamps.scattered_s)
+        self.metrics.request_duration.labels(call.model, call.method).observe(now_s - received_s)
+        edge_s = (now_s - received_s) - (stamps.scattered_s - stamps.received_s)
+        self.metrics.stage_duration.labels(call.model, "edge").observe(edge_s)
+
+    async def idle(self) -> None:
+        """Until no call is open."""
+        await self._idle.wait()
+
+
+async def _abort(context: Context, refused: Answer) -> None:
+    await context.abort(refused.code, refused.status.message, refused.trailers())

@@ -1,0 +1,115 @@
+"""Messages of harken.v1 to the service's values, and back."""
+
+from typing import Final
+
+import numpy as np
+from harken.v1 import encoder_pb2
+
+from harken_server.errors import InvalidRequest, NoContent, Problem, Refusal, TooManyBytes, UnknownValue
+from harken_server.execution.engine import SENTENCE, TOKENS
+from harken_server.models.repository import Model
+from harken_server.rpc.status import answer
+from harken_server.scheduling.waiting import Priority
+from harken_server.service import Answer, Input, Options
+
+_MOST_TENANT_BYTES: Final = 64
+
+_OUTPUTS: Final = {
+    encoder_pb2.OUTPUT_UNSPECIFIED: SENTENCE,
+    encoder_pb2.OUTPUT_SENTENCE: SENTENCE,
+    encoder_pb2.OUTPUT_TOKENS: TOKENS,
+}
+_TRUNCATE: Final = {
+    encoder_pb2.TRUNCATION_UNSPECIFIED: False,
+    encoder_pb2.TRUNCATION_REFUSE: False,
+    encoder_pb2.TRUNCATION_RIGHT: True,
+}
+_PRIORITIES: Final = {
+    encoder_pb2.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
+    encoder_pb2.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    encoder_pb2.PRIORITY_BULK: Priority.BULK,
+}
+
+
+def options_of(message: encoder_pb2.EncodeRequest | encoder_pb2.StreamOpen, flow: object) -> Options:
+    """What holds for the whole call. Raises InvalidRequest."""
+    problems: list[Problem] = []
+    options = message.options
+    for name, known, enum in (
+        ("output", _OUTPUTS, encoder_pb2.Output),
+        ("truncation", _TRUNCATE, encoder_pb2.Truncation),
+        ("priority", _PRIORITIES, encoder_pb2.Priority),
+    ):
+        value = getattr(options, name)
+        if value not in known:
+            problems.append(UnknownValue(f"options.{name}", value, tuple(enum.keys())))
+    tenant_bytes = len(options.tenant.encode())
+    if tenant_bytes > _MOST_TENANT_BYTES:
+        problems.append(TooManyBytes("options.tenant", tenant_bytes, _MOST_TENANT_BYTES))
+    if problems:
+        raise InvalidRequest(tuple(problems))
+    return Options(
+        model=message.model,
+        version=message.version,
+        output=_OUTPUTS[options.output],
+        truncate=_TRUNCATE[options.truncation],
+        priority=_PRIORITIES[options.priority],
+        tenant=options.tenant,
+        flow=flow,
+    )
+
+
+def input_of(message: encoder_pb2.Input, name: str) -> Input:
+    """One input as a value; `name` is how an error calls it."""
+    match message.WhichOneof("content"):
+        case "text":
+            return message.text
+        case "token_ids":
+            return np.array(message.token_ids.ids, np.int64)
+        case _:
+            return NoContent(name)
+
+
+def result_of(outcome: Answer, request_id: str) -> encoder_pb2.Result:
+    """An answer as a message. What failed has no timings: some of its stages never were."""
+    result = encoder_pb2.Result(tokens=outcome.tokens, truncated=outcome.truncated)
+    if isinstance(outcome.outcome, Refusal):
+        result.error.CopyFrom(answer(outcome.outcome, request_id).status)
+        return result
+    stages_ns = outcome.stamps.stages_ns()
+    result.timings.CopyFrom(
+        encoder_pb2.Timings(
+            tokenize_ns=stages_ns["tokenize"],
+            queue_ns=stages_ns["queue"],
+            collate_ns=stages_ns["collate"],
+            compute_ns=stages_ns["compute"],
+            scatter_ns=stages_ns["scatter"],
+            total_ns=outcome.stamps.total_ns(),
+        )
+    )
+    embedding = result.embedding
+    embedding.data_type = encoder_pb2.DATA_TYPE_FLOAT32
+    embedding.shape.extend(outcome.outcome.shape)
+    embedding.data = outcome.outcome.astype("<f4", copy=False).tobytes()
+    return result
+
+
+def info_of(model: Model, default_version: int) -> encoder_pb2.ModelInfo:
+    """A model version as a message."""
+    manifest = model.manifest
+    return encoder_pb2.ModelInfo(
+        name=manifest.name,
+        version=manifest.version,
+        is_default=manifest.version == default_version,
+        hidden_size=manifest.hidden_size,
+        max_length=manifest.max_length,
+        vocab_size=manifest.vocab_size,
+        layers=manifest.layers,
+        heads=manifest.heads,
+        accepts_text=model.tokenizer is not None,
+        precision=manifest.precision,
+        device=model.device,
+        bundle_sha256=model.sha256,
+        weights_source=manifest.weights.source,
+        weights_license=manifest.weights.license,
+    )

@@ -1,0 +1,90 @@
+"""The service harken.v1.Encoder."""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+import grpc
+from harken.v1 import encoder_pb2
+
+from harken_server.rpc.calls import Call, Calls, Context
+from harken_server.rpc.convert import info_of, input_of, options_of, result_of
+from harken_server.rpc.stream import Stream, Streams
+from harken_server.rpc.wire import parse
+from harken_server.service import Service
+
+SERVICE: Final = "harken.v1.Encoder"
+
+
+class Encoder:
+    """Handlers that take and give raw bytes."""
+
+    def __init__(self, service: Service, calls: Calls, streams: Streams, max_message_bytes: int) -> None:
+        self._service: Final = service
+        self._calls: Final = calls
+        self._streams: Final = streams
+        self._max_message_bytes: Final = max_message_bytes
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Encode": grpc.unary_unary_rpc_method_handler(self.encode),
+                "EncodeStream": grpc.stream_stream_rpc_method_handler(self.encode_stream),
+                "ListModels": grpc.unary_unary_rpc_method_handler(self.list_models),
+                "GetModel": grpc.unary_unary_rpc_method_handler(self.get_model),
+            },
+        )
+
+    async def encode(self, raw: bytes, context: Context) -> bytes:
+        """Encode(EncodeRequest) -> EncodeResponse."""
+
+        async def work(call: Call) -> bytes:
+            request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes)
+            options = options_of(request, flow=call)
+            call.model = self._service.label(options.model, options.version)
+            names = [f"inputs[{index}]" for index in range(len(request.inputs))]
+            inputs = [input_of(message, name) for message, name in zip(request.inputs, names, strict=True)]
+            started_s = self._calls.clock()
+            answers = await self._service.encode(options, inputs, names, call.deadline, started_s)
+            response = encoder_pb2.EncodeResponse(
+                model=answers.model.manifest.name,
+                version=answers.model.manifest.version,
+                results=[result_of(answer, call.request_id) for answer in answers.answers],
+                total_ns=round((self._calls.clock() - call.received_s) * 1e9),
+            ).SerializeToString()
+            self._calls.answered(call, call.received_s, answers)
+            return response
+
+        return await self._calls.answer("Encode", context, work)
+
+    async def encode_stream(self, _: AsyncIterator[bytes], context: Context) -> None:
+        """EncodeStream(stream EncodeStreamRequest) -> stream EncodeStreamResponse."""
+
+        async def work(call: Call) -> None:
+            await Stream(self._service, self._calls, self._streams, call, context, self._max_message_bytes).run()
+
+        await self._calls.answer("EncodeStream", context, work)
+
+    async def list_models(self, raw: bytes, context: Context) -> bytes:
+        """ListModels(ListModelsRequest) -> ListModelsResponse."""
+
+        async def work(call: Call) -> bytes:
+            parse(encoder_pb2.ListModelsRequest, raw, self._max_message_bytes)
+            repository = self._service.repository
+            infos = [info_of(model, repository.default_version(model.manifest.name)) for model in repository]
+            return encoder_pb2.ListModelsResponse(models=infos).SerializeToString()
+
+        return await self._calls.answer("ListModels", context, work)
+
+    async def get_model(self, raw: bytes, context: Context) -> bytes:
+        """GetModel(GetModelRequest) -> GetModelResponse."""
+
+        async def work(call: Call) -> bytes:
+            request = parse(encoder_pb2.GetModelRequest, raw, self._max_message_bytes)
+            model = self._service.repository.find(request.model, request.version)
+            call.model = model.manifest.name
+            info = info_of(model, self._service.repository.default_version(model.manifest.name))
+            return encoder_pb2.GetModelResponse(model=info).SerializeToString()
+
+        return await self._calls.answer("GetModel", context, work)

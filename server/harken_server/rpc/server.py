@@ -1,0 +1,64 @@
+"""The gRPC server itself: its limits, and the services beside the encoder: health and reflection."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from harken_server.settings import Settings
+
+# Beyond a message over the limit that we answer ourselves, with details, gRPC refuses in its own words.
+_HARD_LIMIT: Final = 2
+
+
+def make_server(settings: Settings) -> grpc.aio.Server:
+    """A server with the settings' limits, and nothing registered."""
+    return grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", int(settings.so_reuseport)),
+            ("grpc.max_receive_message_length", _HARD_LIMIT * settings.max_message_bytes),
+            # An answer's size is checked before it is computed.
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            ("grpc.http2.min_ping_interval_without_data_ms", round(settings.min_ping_interval_s * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # By default a burst of over 1,000 calls that are not yet picked up fails as CANCELLED.
+            ("grpc.server.max_pending_requests", 1 << 20),
+            ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+        ]
+    )
+
+
+def bind(server: grpc.aio.Server, listen: str, port: int) -> int:
+    """The port that is bound, `port` or any if that is 0. Raises OSError if it cannot be."""
+    host = f"[{listen}]" if ":" in listen else listen
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{port}: it is in use, or not an address of this machine") from error
+    return bound
+
+
+class Health:
+    """grpc.health.v1: "" for the server, one name for each service, and one for each model (NAME, and NAME/VERSION)."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._servicer: Final = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def set(self, names: Sequence[str], serving: bool) -> None:
+        """Say for each name whether it serves."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in names:
+            await self._servicer.set(name, status)
+
+    async def drain(self) -> None:
+        """Everything is NOT_SERVING from now on, whatever is set later."""
+        await self._servicer.enter_graceful_shutdown()
+
+
+def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
+    """Let clients list these services and read their messages."""
+    reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)

@@ -1,0 +1,162 @@
+"""Typed refusals to google.rpc statuses: the only place that knows codes, and that speaks to a person."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
+
+from harken_server import errors
+
+DOMAIN: Final = "harken"
+
+_MOST_CHARACTERS: Final = 400
+_PUSHBACK: Final = "grpc-retry-pushback-ms"
+_DETAILS: Final = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A refusal as gRPC says it."""
+
+    code: grpc.StatusCode
+    reason: str
+    """Stable, for machines: the ErrorInfo's reason, and the value of harken_rejected_total's label."""
+    status: status_pb2.Status
+    retry_after_s: float | None
+    """None: the same request will never succeed, or was the caller's to end."""
+
+    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The trailing metadata that carries the details, and tells gRPC's own retries when."""
+        pushback_ms = -1 if self.retry_after_s is None else max(round(self.retry_after_s * 1000), 1)
+        return ((_PUSHBACK, str(pushback_ms)), (_DETAILS, self.status.SerializeToString()))
+
+
+def answer(refusal: errors.Refusal, request_id: str) -> Answer:
+    """What the caller gets for a refusal. `request_id` goes into answers whose cause is in the server."""
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(
+            field=problem.field, description=_cut(_sentence(problem)), reason=_reason(problem)
+        )
+        for problem in (refusal.problems if isinstance(refusal, errors.InvalidRequest) else ())
+    ]
+    return _answer(_describe(refusal), violations, request_id)
+
+
+def bug(request_id: str) -> Answer:
+    """For an exception that nobody foresaw: INTERNAL, and nothing of the inside."""
+    return _answer((grpc.StatusCode.INTERNAL, "BUG", "the server failed", {}, None), [], request_id)
+
+
+_Description = tuple[grpc.StatusCode, str, str, dict[str, str], float | None]
+
+
+def _answer(description: _Description, violations: Sequence[Message], request_id: str) -> Answer:
+    code, reason, message, metadata, retry_after_s = description
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)]
+    if violations:
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    if retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if code is grpc.StatusCode.INTERNAL:
+        details.append(error_details_pb2.RequestInfo(request_id=request_id))
+        message = f"{message} (request {request_id})"
+    status = status_pb2.Status(code=code.value[0], message=_cut(message))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return Answer(code, reason, status, retry_after_s)
+
+
+def _describe(refusal: errors.Refusal) -> _Description:  # one case for each refusal, in the order of their tree
+    code = grpc.StatusCode
+    match refusal:
+        case errors.InvalidRequest(problems):
+            first = problems[0]
+            message = f"{first.field}: {_sentence(first)}" if first.field else _sentence(first)
+            if len(problems) > 1:
+                message += f" (and {len(problems) - 1} more, see the details)"
+            return code.INVALID_ARGUMENT, _reason(first), message, {}, None
+        case errors.ModelNotFound(model, version, models, versions):
+            if versions:
+                held = ", ".join(str(known) for known in versions)
+                message = f"model: {model!r} has no version {version} here; it has {held}"
+            else:
+                message = f"model: {model!r} is not served here; served: {', '.join(models) or 'none'}"
+            return code.NOT_FOUND, "MODEL_NOT_FOUND", message, {"model": _cut(model), "version": str(version)}, None
+        case errors.BacklogFull(waiting, asked, limit, unit, retry_after_s):
+            message = f"the backlog is full: {waiting} {unit} wait and {asked} more exceed the limit of {limit}"
+            metadata = {"waiting": str(waiting), "asked": str(asked), "limit": str(limit), "unit": unit}
+            # What exceeds the limit alone will not fit later either.
+            return code.RESOURCE_EXHAUSTED, "BACKLOG_FULL", message, metadata, None if asked > limit else retry_after_s
+        case errors.NotReady(state, retry_after_s):
+            return code.UNAVAILABLE, f"SERVER_{state.upper()}", f"the server is {state}", {}, retry_after_s
+        case errors.Expired(by_cap):
+            cap = "the server's max_request_s passed" if by_cap else "the deadline passed"
+            return code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{cap} before the answer was ready", {}, None
+        case errors.Abandoned():
+            return code.CANCELLED, "CANCELLED", "the caller went away", {}, None
+        case errors.ComputeFailed("NOT_FINITE"):
+            return code.INTERNAL, "NOT_FINITE", "the model gave a vector that is not finite", {}, None
+        case errors.ComputeFailed(reason):
+            return code.INTERNAL, reason, "the engine failed on this input", {}, None
+    raise AssertionError(f"a refusal without a status: {refusal!r}")
+
+
+def _sentence(problem: errors.Problem) -> str:  # one case for each problem
+    match problem:
+        case errors.Missing():
+            return "must have at least one element, and has none"
+        case errors.NoContent():
+            return "has neither text nor token_ids; one of them is required"
+        case errors.NoTokens():
+            return "is empty: it must give at least one token"
+        case errors.NotUtf8():
+            return "is not valid UTF-8"
+        case errors.NotProtobuf(_, message, size_bytes):
+            return f"the request's {size_bytes} bytes are not a {message} message"
+        case errors.TooMany(_, count, limit):
+            return f"has {count} elements, over the limit of {limit}"
+        case errors.TooManyBytes("", size_bytes, limit_bytes):
+            return f"the message has {size_bytes} bytes, over the limit of {limit_bytes}"
+        case errors.TooManyBytes(_, size_bytes, limit_bytes):
+            return f"has {size_bytes} bytes, over the limit of {limit_bytes}"
+        case errors.SequenceTooLong(_, length, limit, at_least):
+            tokens = f"at least {length}" if at_least else f"{length}"
+            return f"has {tokens} tokens, over the model's limit of {limit}; truncation TRUNCATION_RIGHT would cut it"
+        case errors.TokenOutOfRange(_, _, token_id, vocab_size):
+            return f"is {token_id}, outside the model's vocabulary of 0 to {vocab_size - 1}"
+        case errors.TextNotAccepted(_, model):
+            return f"the bundle of {model!r} has no tokenizer; send token_ids"
+        case errors.UnknownValue(_, value, known):
+            return f"is {value}, which is none of {', '.join(known)}"
+        case errors.AmbiguousModel(_, models):
+            return f"must be named, since several are served: {', '.join(models)}"
+        case errors.AnswerTooLarge(_, size_bytes, limit_bytes):
+            return (
+                f"the answer would have {size_bytes} bytes, over the limit of {limit_bytes}; send fewer inputs a call"
+            )
+        case errors.OverMemoryBudget(_, length, predicted_bytes, budget_bytes):
+            return (
+                f"its {length} tokens alone need {predicted_bytes} bytes of memory, over the budget of {budget_bytes}"
+            )
+        case errors.OutOfPlace():
+            return "may only be the first message of a stream"
+    raise AssertionError(f"a problem without a sentence: {problem!r}")
+
+
+def _reason(problem: errors.Problem) -> str:
+    """TooManyBytes -> TOO_MANY_BYTES."""
+    name = type(problem).__name__
+    return "".join(f"_{letter}" if letter.isupper() and index else letter for index, letter in enumerate(name)).upper()
+
+
+def _cut(text: str) -> str:
+    """Trailers are limited to 8 KiB in all."""
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."

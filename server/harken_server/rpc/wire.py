@@ -1,0 +1,96 @@
+"""Bytes to messages, with an answer to why not.
+
+gRPC's own deserialiser answers UNKNOWN with a Python error; so handlers take raw bytes and parse here.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Final, TypeVar, cast
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from harken_server.errors import InvalidRequest, NotProtobuf, NotUtf8, Problem, TooManyBytes
+
+M = TypeVar("M", bound=Message)
+
+_MOST_PROBLEMS: Final = 16
+
+
+def parse(kind: type[M], raw: bytes, limit_bytes: int) -> M:
+    """The message that `raw` holds. Raises InvalidRequest, which names the fields whose text is not UTF-8."""
+    if len(raw) > limit_bytes:
+        raise InvalidRequest((TooManyBytes("", len(raw), limit_bytes),))
+    message = kind()
+    try:
+        message.ParseFromString(raw)
+    except DecodeError:
+        raise InvalidRequest(_diagnose(kind, raw)) from None
+    return message
+
+
+def readable_text(kind: type[Message], raw: bytes, path: tuple[str, ...]) -> str:
+    """The text field at `path` of a message that did not parse; empty if it cannot be read either."""
+    try:
+        value = _twin(_descriptor(kind)).FromString(raw)
+        for name in path:
+            value = getattr(value, name)
+        text: bytes = value  # type: ignore[assignment]  # the twin has bytes where the original has text
+        return text.decode()
+    except (DecodeError, UnicodeDecodeError):
+        return ""
+
+
+def _diagnose(kind: type[Message], raw: bytes) -> tuple[Problem, ...]:
+    descriptor = _descriptor(kind)
+    try:
+        twin = _twin(_descriptor(kind)).FromString(raw)
+    except DecodeError:
+        return (NotProtobuf("", descriptor.full_name, len(raw)),)
+    problems = [NotUtf8(path) for path, _ in zip(_not_utf8(twin, descriptor), range(_MOST_PROBLEMS), strict=False)]
+    return tuple(problems) or (NotProtobuf("", descriptor.full_name, len(raw)),)
+
+
+def _not_utf8(twin: Message, original: Descriptor, prefix: str = "") -> Iterator[str]:
+    for field, value in twin.ListFields():
+        original_field = original.fields_by_name[field.name]
+        values = value if field.is_repeated else [value]
+        for index, element in enumerate(values):
+            path = f"{prefix}{field.name}" + (f"[{index}]" if field.is_repeated else "")
+            if original_field.message_type is not None and field.message_type is not None:
+                yield from _not_utf8(element, original_field.message_type, f"{path}.")
+            elif original_field.type == FieldDescriptor.TYPE_STRING:
+                try:
+                    element.decode()
+                except UnicodeDecodeError:
+                    yield path
+
+
+def _descriptor(kind: type[Message]) -> Descriptor:
+    # The stubs know that it may be the C implementation's, which is alike.
+    return cast(Descriptor, kind.DESCRIPTOR)
+
+
+@cache
+def _twin(descriptor: Descriptor) -> type[Message]:
+    """The same message with bytes where the original has text: alike on the wire, and never refused for UTF-8."""
+    pool = descriptor_pool.DescriptorPool()
+    for dependency in descriptor.file.dependencies:
+        _add_with_dependencies(pool, dependency)
+    file = descriptor_pb2.FileDescriptorProto()
+    descriptor.file.CopyToProto(file)
+    for message in file.message_type:
+        for field in message.field:
+            if field.type == field.TYPE_STRING:
+                field.type = field.TYPE_BYTES
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(descriptor.full_name))
+
+
+def _add_with_dependencies(pool: descriptor_pool.DescriptorPool, file: FileDescriptor) -> None:
+    copy = descriptor_pb2.FileDescriptorProto()
+    file.CopyToProto(copy)
+    for dependency in file.dependencies:
+        _add_with_dependencies(pool, dependency)
+    pool.Add(copy)

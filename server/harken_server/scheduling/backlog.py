@@ -1,0 +1,134 @@
+"""Everything that waits for one model, in two orders: by turn (who leads) and by length (who rides along).
+
+Turns are start-time fair queueing between flows (Goyal et al., SIGCOMM 1996, with virtual time advanced by
+work served over flows waiting): the hundredth sequence of one call comes after the first of a hundred others.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from typing import Final, Generic, TypeVar
+
+from harken_server.scheduling.cost import CostSurface
+from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.waiting import Priority, Waiting
+
+W = TypeVar("W", bound=Waiting)
+
+BULK_AGE_S: Final = 2.0
+"""Bulk work older than this leads before interactive work."""
+
+
+class Backlog(Generic[W]):
+    """The sequences that wait for one model. Every operation is O(log n) or better."""
+
+    def __init__(self, cost: CostSurface, memory: MemoryModel) -> None:
+        self.cost: Final = cost
+        self.memory: Final = memory
+        self._turns: Final[dict[Priority, list[tuple[float, int, W]]]] = {p: [] for p in Priority}
+        self._by_length: Final[dict[int, dict[int, W]]] = {}
+        self._lengths: Final[list[int]] = []
+        self._flows: Final[dict[object, int]] = {}
+        self._next_turn_s: Final[dict[object, float]] = {}
+        self._virtual_s = 0.0
+        self._serial = 0
+        self._sequences = 0
+        self._tokens = 0
+        self._work_s = 0.0
+
+    @property
+    def sequences(self) -> int:
+        """How many wait."""
+        return self._sequences
+
+    @property
+    def tokens(self) -> int:
+        """Their real tokens."""
+        return self._tokens
+
+    @property
+    def work_s(self) -> float:
+        """Predicted lane seconds to compute all of them."""
+        return self._work_s * self.cost.scale
+
+    def __contains__(self, waiting: W) -> bool:
+        return waiting.serial in self._by_length.get(waiting.length, ())
+
+    def add(self, waiting: W) -> None:
+        """Let a sequence wait."""
+        share_s = self.cost.share_s(waiting.length)
+        self._serial += 1
+        waiting.serial = self._serial
+        waiting.turn_s = max(self._virtual_s, self._next_turn_s.get(waiting.flow, 0.0))
+        self._next_turn_s[waiting.flow] = waiting.turn_s + share_s
+        self._flows[waiting.flow] = self._flows.get(waiting.flow, 0) + 1
+        heappush(self._turns[waiting.priority], (waiting.turn_s, waiting.serial, waiting))
+        bucket = self._by_length.get(waiting.length)
+        if bucket is None:
+            self._by_length[waiting.length] = bucket = {}
+            insort(self._lengths, waiting.length)
+        bucket[waiting.serial] = waiting
+        self._sequences += 1
+        self._tokens += waiting.length
+        self._work_s += share_s
+
+    def remove(self, waiting: W) -> bool:
+        """Take a sequence out, wherever it stands. Returns False if it does not wait here."""
+        bucket = self._by_length.get(waiting.length)
+        if bucket is None or bucket.pop(waiting.serial, None) is None:
+            return False
+        if not bucket:
+            del self._by_length[waiting.length]
+            del self._lengths[bisect_left(self._lengths, waiting.length)]
+        self._flows[waiting.flow] -= 1
+        if not self._flows[waiting.flow]:
+            del self._flows[waiting.flow]
+            del self._next_turn_s[waiting.flow]
+        self._sequences -= 1
+        self._tokens -= waiting.length
+        # Sums of floats drift; an empty backlog holds no work.
+        self._work_s = self._work_s - self.cost.share_s(waiting.length) if self._sequences else 0.0
+        self._compact(self._turns[waiting.priority])
+        return True
+
+    def start(self, batch: list[W]) -> None:
+        """Take a batch out to run it: virtual time advances by its work over the flows that shared it."""
+        flows = len(self._flows)
+        work_s = 0.0
+        for waiting in batch:
+            work_s += self.cost.share_s(waiting.length)
+            if not self.remove(waiting):
+                raise ValueError("a batch may only hold what waits")
+        self._virtual_s += work_s / flows
+
+    def leader(self, now_s: float) -> W | None:
+        """Whose turn it is: interactive before bulk, unless the bulk has waited too long. None if nobody waits."""
+        interactive = self._head(Priority.INTERACTIVE)
+        bulk = self._head(Priority.BULK)
+        if interactive is None or bulk is None:
+            return interactive or bulk
+        return bulk if now_s - bulk.arrived_s > BULK_AGE_S else interactive
+
+    def not_longer(self, leader: W) -> Iterator[W]:
+        """The others from the leader's length downwards; among equals in the order of arrival."""
+        for index in range(bisect_left(self._lengths, leader.length), -1, -1):
+            for waiting in self._by_length[self._lengths[index]].values():
+                if waiting is not leader:
+                    yield waiting
+
+    def longer(self, leader: W) -> Iterator[W]:
+        """The others above the leader's length, upwards; among equals in the order of arrival."""
+        for index in range(bisect_left(self._lengths, leader.length) + 1, len(self._lengths)):
+            yield from self._by_length[self._lengths[index]].values()
+
+    def _head(self, priority: Priority) -> W | None:
+        turns = self._turns[priority]
+        while turns and turns[0][2] not in self:
+            heappop(turns)
+        return turns[0][2] if turns else None
+
+    def _compact(self, turns: list[tuple[float, int, W]]) -> None:
+        """Forget entries of those who left, before they outnumber the ones who wait."""
+        if len(turns) > 2 * self._sequences + 64:
+            turns[:] = [entry for entry in turns if entry[2] in self]
+            heapify(turns)

@@ -1,0 +1,112 @@
+"""The decision: which lane starts which batch, now.
+
+Whoever's turn it is leads. Its companions are its neighbours in length, for a batch costs its longest row
+times its size; they join while the predicted seconds per real token fall, within the limits.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.waiting import Waiting
+
+W = TypeVar("W", bound=Waiting)
+M = TypeVar("M", bound=Hashable)
+
+_PATIENCE: Final = 8
+"""How many companions may join without a gain before the search ends: surfaces have steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What no batch may exceed. A sequence that alone exceeds `padded_tokens` still runs, alone."""
+
+    sequences: int
+    padded_tokens: int
+    memory_bytes: int
+    """What the running batches leave of the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Generic[M, W]):
+    """Start this batch on this lane, now."""
+
+    lane: int
+    model: M
+    batch: Sequence[W]
+    predicted_s: float
+    predicted_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can start before something arrives, or a lane is done."""
+
+
+def decide(
+    backlogs: Mapping[M, Backlog[W]], free_lanes: Sequence[int], limits: Limits, now_s: float
+) -> Start[M, W] | Wait:
+    """The next batch to start. Changes nothing: the caller takes the batch out with `Backlog.start`."""
+    if not free_lanes:
+        return Wait()
+    leaders = [(leader, model) for model, backlog in backlogs.items() if (leader := backlog.leader(now_s))]
+    if not leaders:
+        return Wait()
+    # Across models the one who waited longest leads: turns of different models do not compare.
+    leader, model = min(leaders, key=lambda entry: (entry[0].priority, entry[0].arrived_s))
+    backlog = backlogs[model]
+    if backlog.memory.batch_bytes(1, leader.length) > limits.memory_bytes:
+        # The memory that running batches hold comes back; a leader is never overtaken for its size.
+        return Wait()
+    # A batch that empties the backlog beside an idle lane would make its members wait for one another.
+    share = -(-backlog.sequences // len(free_lanes))
+    batch = companions(backlog, leader, limits, most=min(share, limits.sequences))
+    padded_length = max(waiting.length for waiting in batch)
+    return Start(
+        lane=free_lanes[0],
+        model=model,
+        batch=batch,
+        predicted_s=backlog.cost.seconds(len(batch), padded_length),
+        predicted_bytes=backlog.memory.batch_bytes(len(batch), padded_length),
+    )
+
+
+def companions(backlog: Backlog[W], leader: W, limits: Limits, most: int) -> list[W]:
+    """The leader and those who ride with it.
+
+    The batch grows by whichever neighbour in length costs less; its cheapest prefix, in predicted seconds per real
+    token, is taken.
+    """
+    shorter, longer = backlog.not_longer(leader), backlog.longer(leader)
+    below, above = next(shorter, None), next(longer, None)
+    batch, padded_length, real_tokens = [leader], leader.length, leader.length
+    best, best_rate = 1, backlog.cost.seconds(1, padded_length) / real_tokens
+    while len(batch) < most and len(batch) - best < _PATIENCE:
+        rates: list[tuple[float, W]] = []
+        for candidate in (below, above):
+            if candidate is not None:
+                length = max(padded_length, candidate.length)
+                if _fits(backlog, len(batch) + 1, length, limits):
+                    seconds = backlog.cost.seconds(len(batch) + 1, length)
+                    rates.append((seconds / (real_tokens + candidate.length), candidate))
+        if not rates:
+            break
+        rate, chosen = min(rates, key=lambda entry: entry[0])
+        if chosen is below:
+            below = next(shorter, None)
+        else:
+            above = next(longer, None)
+        batch.append(chosen)
+        padded_length = max(padded_length, chosen.length)
+        real_tokens += chosen.length
+        if rate < best_rate:
+            best, best_rate = len(batch), rate
+    return batch[:best]
+
+
+def _fits(backlog: Backlog[W], batch: int, padded_length: int, limits: Limits) -> bool:
+    return (
+        batch * padded_length <= limits.padded_tokens
+        and backlog.memory.batch_bytes(batch, padded_length) <= limits.memory_bytes
+    )

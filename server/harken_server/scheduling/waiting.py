@@ -1,0 +1,30 @@
+"""What the core knows of a sequence: how long it is, how urgent, and whose."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from harken_server.scheduling.deadline import Deadline
+
+
+class Priority(IntEnum):
+    """Interactive work leads before bulk work; bulk work is bounded in age."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """One sequence in the backlog. The shell adds what it needs by inheriting."""
+
+    length: int
+    """In tokens, special tokens included."""
+    deadline: Deadline
+    priority: Priority
+    flow: object
+    """The call or stream that it belongs to. Flows share the lanes evenly, whatever their sizes."""
+    arrived_s: float
+    turn_s: float = field(default=0.0, init=False)
+    """Its place in the order of leading, in virtual seconds of work; given by the backlog."""
+    serial: int = field(default=0, init=False)
+    """Unique; breaks ties in the order of arrival; given by the backlog."""

@@ -1,0 +1,280 @@
+"""The one door behind all edges: check, tokenise, admit, wait, assemble. Values in; values or typed refusals out."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from harken_server.errors import (
+    Abandoned,
+    AnswerTooLarge,
+    Expired,
+    InvalidRequest,
+    Missing,
+    NoTokens,
+    NotReady,
+    OverMemoryBudget,
+    Problem,
+    Refusal,
+    SequenceTooLong,
+    TextNotAccepted,
+    TokenOutOfRange,
+    TooMany,
+    TooManyBytes,
+)
+from harken_server.execution.batcher import Batcher
+from harken_server.execution.engine import TOKENS
+from harken_server.execution.pending import Outcome, Pending, Stamps
+from harken_server.execution.tokenizing import Tokenizing
+from harken_server.models.repository import Model, Repository
+from harken_server.models.tokenizer import Ids, Tokens
+from harken_server.scheduling.deadline import Deadline
+from harken_server.scheduling.waiting import Priority
+
+Input = str | Ids | Problem
+"""A text, token ids int64 [length], or what the edge already found wrong with it."""
+
+MAX_PROBLEMS: Final = 16
+"""How many fields at fault one answer names."""
+
+# Lengths, timings and keys around a vector in a response.
+_ANSWER_OVERHEAD_BYTES: Final = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may send, and what an answer may hold."""
+
+    inputs: int
+    text_bytes: int
+    answer_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What holds for all inputs of a call."""
+
+    model: str
+    version: int
+    output: str
+    """One of the engine's outputs."""
+    truncate: bool
+    priority: Priority
+    tenant: str
+    flow: object
+    """The call or stream; flows share the lanes evenly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one input."""
+
+    outcome: Outcome
+    """A vector float32 [H], token vectors float32 [length, H], or the refusal."""
+    tokens: int
+    truncated: bool
+    stamps: Stamps
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What became of a call: answers[i] is of inputs[i]."""
+
+    model: Model
+    answers: Sequence[Answer]
+
+
+class Service:
+    """Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        batcher: Batcher,
+        tokenizing: Tokenizing,
+        limits: Limits,
+        clock: Callable[[], float],
+    ) -> None:
+        self.repository: Final = repository
+        self._batcher: Final = batcher
+        self._tokenizing: Final = tokenizing
+        self._limits: Final = limits
+        self._clock: Final = clock
+        self.state: Literal["loading", "serving", "draining"] = "loading"
+
+    def label(self, name: str, version: int) -> str:
+        """The name of the model that a request means, if it is served; else empty. Fit for a metric's label."""
+        try:
+            return self.repository.find(name, version).manifest.name
+        except Refusal:
+            return ""
+
+    async def encode(
+        self,
+        options: Options,
+        inputs: Sequence[Input],
+        names: Sequence[str],
+        deadline: Deadline,
+        received_s: float,
+    ) -> Answers:
+        """Encode a call's inputs; names[i] is how an error calls inputs[i].
+
+        All are accepted or none: raises InvalidRequest, ModelNotFound, BacklogFull, NotReady or Expired before any is.
+        Once accepted each has its own outcome; only when the deadline passes or the caller goes away all end together,
+        by Expired or CancelledError.
+        """
+        try:
+            async with asyncio.timeout(deadline.remaining_s(self._clock())):
+                return await self._encode(options, inputs, names, deadline, received_s)
+        except TimeoutError:
+            raise Expired(deadline.by_cap) from None
+
+    async def _encode(
+        self,
+        options: Options,
+        inputs: Sequence[Input],
+        names: Sequence[str],
+        deadline: Deadline,
+        received_s: float,
+    ) -> Answers:
+        if self.state != "serving":
+            raise NotReady(self.state, retry_after_s=1.0)
+        if deadline.passed(received_s):
+            raise Expired(deadline.by_cap)
+        model = self.repository.find(options.model, options.version)
+        text_bytes = self._check_inputs(model, inputs, names)
+        self._batcher.check_room([1] * len(inputs))
+        sequences = await self._tokenize(model, inputs, text_bytes)
+        self._check_sequences(model, options, sequences, names)
+        group = _Group(len(sequences))
+        queued_s = self._clock()
+        pendings = [
+            Pending(
+                length=len(tokens.ids),
+                deadline=deadline,
+                priority=options.priority,
+                flow=options.flow,
+                arrived_s=queued_s,
+                ids=tokens.ids,
+                output=options.output,
+                stamps=Stamps(received_s, queued_s),
+                on_settled=group.settled,
+            )
+            for tokens in sequences
+        ]
+        self._batcher.submit(model.key, pendings)
+        try:
+            await group.done
+        except asyncio.CancelledError:
+            # By our own timeout, by gRPC when the caller's deadline passes, or by a caller that went away.
+            now_s = self._clock()
+            expired = deadline.passed(now_s) or deadline.explains_cancel(now_s)
+            self._batcher.withdraw(model.key, pendings, Expired(deadline.by_cap) if expired else Abandoned())
+            raise
+        return Answers(
+            model,
+            [
+                Answer(_outcome(pending), pending.length, tokens.full_length > pending.length, pending.stamps)
+                for pending, tokens in zip(pendings, sequences, strict=True)
+            ],
+        )
+
+    def _check_inputs(self, model: Model, inputs: Sequence[Input], names: Sequence[str]) -> int:
+        """What can be told without tokenising. Returns the bytes of all texts."""
+        if not inputs:
+            raise InvalidRequest((Missing("inputs"),))
+        if len(inputs) > self._limits.inputs:
+            raise InvalidRequest((TooMany("inputs", len(inputs), self._limits.inputs),))
+        problems: list[Problem] = []
+        text_bytes = 0
+        for given, name in zip(inputs, names, strict=True):
+            if isinstance(given, Problem):
+                problems.append(given)
+            elif isinstance(given, str):
+                size_bytes = len(given.encode())
+                text_bytes += size_bytes
+                if model.tokenizer is None:
+                    problems.append(TextNotAccepted(f"{name}.text", model.manifest.name))
+                elif not given:
+                    problems.append(NoTokens(f"{name}.text"))
+                elif size_bytes > self._limits.text_bytes:
+                    problems.append(TooManyBytes(f"{name}.text", size_bytes, self._limits.text_bytes))
+            else:
+                problems += _check_ids(given, f"{name}.token_ids", model.manifest.vocab_size)
+        _raise(problems)
+        return text_bytes
+
+    async def _tokenize(self, model: Model, inputs: Sequence[Input], text_bytes: int) -> list[Tokens]:
+        texts = [given for given in inputs if isinstance(given, str)]
+        tokenized = (
+            iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes))
+            if texts and model.tokenizer is not None
+            else iter(())
+        )
+        limit = model.manifest.max_length
+        sequences: list[Tokens] = []
+        for given in inputs:
+            if isinstance(given, str):
+                sequences.append(next(tokenized))
+            else:
+                assert isinstance(given, np.ndarray)
+                sequences.append(Tokens(given[:limit], len(given), counted_all=True, special=0))
+        return sequences
+
+    def _check_sequences(
+        self, model: Model, options: Options, sequences: Sequence[Tokens], names: Sequence[str]
+    ) -> None:
+        """What only the tokens tell."""
+        limit = model.manifest.max_length
+        budget_bytes = self._batcher.memory_budget_bytes
+        memory = self._batcher.memory_model(model.key)
+        problems: list[Problem] = []
+        for tokens, name in zip(sequences, names, strict=True):
+            length = len(tokens.ids)
+            if length <= tokens.special:
+                problems.append(NoTokens(f"{name}.text"))
+            elif tokens.full_length > limit and not options.truncate:
+                problems.append(SequenceTooLong(name, tokens.full_length, limit, at_least=not tokens.counted_all))
+            elif memory.batch_bytes(1, length) > budget_bytes:
+                problems.append(OverMemoryBudget(name, length, memory.batch_bytes(1, length), budget_bytes))
+        _raise(problems)
+        rows = sum(len(tokens.ids) for tokens in sequences) if options.output == TOKENS else len(sequences)
+        answer_bytes = rows * model.manifest.hidden_size * 4 + len(sequences) * _ANSWER_OVERHEAD_BYTES
+        if answer_bytes > self._limits.answer_bytes:
+            raise InvalidRequest((AnswerTooLarge("inputs", answer_bytes, self._limits.answer_bytes),))
+
+
+class _Group:
+    """Counts the sequences of a call down to its end."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self.done: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
+
+    def settled(self, _: Pending) -> None:
+        self._left -= 1
+        if not self._left and not self.done.done():
+            self.done.set_result(None)
+
+
+def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:
+    if not len(ids):
+        return [NoTokens(field)]
+    outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    if not len(outside):
+        return []
+    position = int(outside[0])
+    return [TokenOutOfRange(f"{field}.ids[{position}]", position, int(ids[position]), vocab_size)]
+
+
+def _outcome(pending: Pending) -> Outcome:
+    if pending.outcome is None:
+        raise AssertionError("a call ends only when each of its sequences has an outcome")
+    return pending.outcome
+
+
+def _raise(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise InvalidRequest(tuple(problems[:MAX_PROBLEMS]))

@@ -1,0 +1,235 @@
+"""Every setting of the server, in one place.
+
+A value comes from the command line, else from the environment (`HARKEN_` and the name in capitals), else from a
+TOML file, else from the default here. The table in docs/settings.md is made from this file.
+"""
+
+import re
+import tomllib
+from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX: Final = "HARKEN_"
+MIB: Final = 1 << 20
+
+# What Kubernetes puts into every container beside a Service called harken, or harken-something. The name of a
+# setting may match as well (a Service `harken-metrics` gives HARKEN_METRICS_PORT); then the value tells.
+_KUBERNETES_NAME: Final = re.compile(
+    r"HARKEN_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_KUBERNETES_URL: Final = re.compile(r"(tcp|udp|sctp)://")
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class BadSettings(Exception):
+    """A setting that cannot be used. The message is one line and names the setting, the value and the limit."""
+
+
+class Settings(BaseSettings):
+    """Serve transformer encoders over gRPC, batching variable-length requests by length and measured cost."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    config: Path | None = Field(None, description="A TOML file with settings, named as here: grpc_port = 8001.")
+    models: Path = Field(Path("models"), description="Folder of the bundles, NAME/VERSION/ each.")
+    listen: str = Field(
+        "127.0.0.1",
+        description="Address to listen on, for gRPC and metrics. 0.0.0.0 is every IPv4 interface, :: every interface.",
+    )
+    grpc_port: Port = Field(8001, description="Port of the gRPC services. 0 takes any free one.")
+    metrics_port: Port = Field(8002, description="Port of Prometheus' /metrics over HTTP. 0 takes any free one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the models run. auto takes CUDA where it works, else the CPU."
+    )
+    device_id: int = Field(0, ge=0, description="Which GPU, where there are several.")
+    lanes: int = Field(
+        0, ge=0, le=1024,
+        description="Batches that run at the same time. 0: one for each usable core on the CPU, one on a GPU.",
+    )  # fmt: skip
+    max_batch_sequences: int = Field(64, ge=1, le=65536, description="Most sequences in a batch. 1 turns batching off.")
+    max_batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="Most tokens in a batch, with padding; a longer sequence runs alone. 0: 1024 on a CPU, 32768 on a GPU.",
+    )
+    memory_budget_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most memory that running batches may need, beside the weights. 0: half of what is free.",
+    )
+    gpu_memory_limit_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most device memory that ONNX Runtime's CUDA arena may hold. 0: no limit of its own.",
+    )
+    gpu_arena_extend: Literal["same-as-requested", "next-power-of-two"] = Field(
+        "same-as-requested",
+        description="How the CUDA arena grows: by what is asked (least memory) or by doubling (fewest allocations).",
+    )
+    max_backlog_sequences: int = Field(
+        8192, ge=1, description="Most sequences that may wait; the next call is refused at once."
+    )
+    max_backlog_tokens: int = Field(
+        1 << 20, ge=1, description="Most tokens that may wait; the next call is refused at once."
+    )
+    max_inputs: int = Field(1024, ge=1, description="Most inputs in one call.")
+    max_message_bytes: int = Field(
+        16 * MIB, ge=1024, le=512 * MIB, description="Largest request message, and largest answer."
+    )
+    max_text_bytes: int = Field(MIB, ge=1, description="Largest single text, in bytes of UTF-8.")
+    max_tokenize_bytes: int = Field(
+        64 * MIB,
+        ge=1,
+        description="Most bytes of text that may wait for the tokenizer; the next call is refused at once.",
+    )
+    max_stream_unanswered: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="A stream is not read further while this many of its inputs are unanswered.",
+    )
+    max_connections: int = Field(1024, ge=1, description="Most open gRPC connections.")
+    max_request_s: float = Field(
+        30.0,
+        gt=0,
+        le=86400,
+        description="Cap on the time of every call, and of every single input of a stream, in seconds.",
+    )
+    tokenize_threads: int = Field(1, ge=1, le=256, description="Threads that turn text into tokens.")
+    drain_delay_s: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="After SIGTERM: seconds in which calls are still accepted while health says NOT_SERVING.",
+    )
+    warmup_s: float = Field(
+        10.0,
+        ge=0,
+        le=600,
+        description="Most seconds at the start for running a grid of batch shapes, which warms up and measures costs.",
+    )
+    min_ping_interval_s: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Keepalive pings of clients are tolerated down to this interval, in seconds.",
+    )
+    reflection: bool = Field(True, description="Whether gRPC reflection is served.")
+    so_reuseport: bool = Field(
+        False,
+        description="Let a second server bind the same port; the kernel then splits the connections between them.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Form of the log lines on stderr. auto: console on a terminal, else JSON."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` passes: no hidden source."""
+        return (init_settings,)
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """The settings of a server started with these arguments in this environment.
+
+    Raises BadSettings with one line for a person. Exits with 0 on --help.
+    """
+    values = _from_environment(environment)
+    config = _config_path(arguments) or values.get("config")
+    toml = _from_toml(Path(config)) if config else {}
+    command_line = _from_arguments(arguments)
+    try:
+        return Settings(**{**toml, **values, **command_line})
+    except ValidationError as error:
+        raise BadSettings("; ".join(_sentence(problem) for problem in error.errors())) from error
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, not the whole usage."""
+        raise BadSettings(f"{message} (--help lists the options)")
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    try:
+        config: str | None = parser.parse_known_args(arguments)[0].config
+    except ArgumentError:
+        return None  # a --config without a value; the full parser says so
+    return config
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"config: cannot read {path}: {error}") from error
+    unknown = sorted(values.keys() - Settings.model_fields.keys())
+    if unknown:
+        raise BadSettings(f"config: {path} has the unknown setting {unknown[0]!r}{_nearest(unknown[0])}")
+    return values
+
+
+def _from_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    parser = _Parser(
+        prog="harken-server",
+        usage="harken-server [options]",
+        description=f"{Settings.__doc__}\n\nEvery option is also an environment variable (--grpc-port: "
+        f"{ENV_PREFIX}GRPC_PORT) and a key of the TOML file (grpc_port).",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source = CliSettingsSource[Any](
+        Settings,
+        root_parser=parser,
+        cli_parse_args=list(arguments),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+    return source()
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    values = {}
+    for variable, value in environment.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        known = name in Settings.model_fields and variable.isupper()
+        if _KUBERNETES_NAME.fullmatch(variable) and (not known or _KUBERNETES_URL.match(value)):
+            continue
+        if not known:
+            raise BadSettings(f"{variable} in the environment is not a setting{_nearest(name)}")
+        values[name] = value
+    return values
+
+
+def _nearest(name: str) -> str:
+    nearest = get_close_matches(name.lower(), Settings.model_fields, n=1)
+    return f"; did you mean {nearest[0]} ({ENV_PREFIX}{nearest[0].upper()})?" if nearest else ""
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    return (
+        f"{name}: {problem['msg']}, not {problem['input']!r} (--{name.replace('_', '-')}, {ENV_PREFIX}{name.upper()})"
+    )

@@ -1,0 +1,1 @@
+"""What can be observed: metrics, memory, the machine, logs."""

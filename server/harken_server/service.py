@@ -39,6 +39,9 @@ Input = str | Ids | Problem
 MAX_PROBLEMS: Final = 16
 """How many fields at fault one answer names."""
 
+# A load, and an endpoint's way out of the lists of those who call it, take seconds.
+_RETRY_S: Final = 1.0
+
 # Lengths, timings and keys around a vector in a response.
 _ANSWER_OVERHEAD_BYTES: Final = 96
 
@@ -97,7 +100,7 @@ class Service:
         limits: Limits,
         clock: Callable[[], float],
     ) -> None:
-        self.repository: Final = repository
+        self._repository: Final = repository
         self._batcher: Final = batcher
         self._tokenizing: Final = tokenizing
         self._limits: Final = limits
@@ -107,9 +110,19 @@ class Service:
     def label(self, name: str, version: int) -> str:
         """The name of the model that a request means, if it is served; else empty. Fit for a metric's label."""
         try:
-            return self.repository.find(name, version).manifest.name
+            return self.find(name, version).manifest.name
         except Refusal:
             return ""
+
+    def find(self, name: str, version: int) -> Model:
+        """The model version that a request means. Raises ModelNotFound, InvalidRequest, or NotReady while loading."""
+        self._check_loaded()
+        return self._repository.find(name, version)
+
+    def models(self) -> list[tuple[Model, int]]:
+        """Every model version, with the version of that model that is its default. Raises NotReady while loading."""
+        self._check_loaded()
+        return [(model, self._repository.default_version(model.manifest.name)) for model in self._repository]
 
     async def encode(
         self,
@@ -140,14 +153,15 @@ class Service:
         received_s: float,
     ) -> Answers:
         if self.state != "serving":
-            raise NotReady(self.state, retry_after_s=1.0)
+            raise NotReady(self.state, _RETRY_S)
         if deadline.passed(received_s):
             raise Expired(deadline.by_cap)
-        model = self.repository.find(options.model, options.version)
+        model = self.find(options.model, options.version)
         text_bytes = self._check_inputs(model, inputs, names)
         self._batcher.check_room([1] * len(inputs))
         sequences = await self._tokenize(model, inputs, text_bytes)
-        self._check_sequences(model, options, sequences, names)
+        fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
+        self._check_sequences(model, options, sequences, fields)
         group = _Group(len(sequences))
         queued_s = self._clock()
         pendings = [
@@ -181,6 +195,10 @@ class Service:
             ],
         )
 
+    def _check_loaded(self) -> None:
+        if self.state == "loading":
+            raise NotReady(self.state, _RETRY_S)
+
     def _check_inputs(self, model: Model, inputs: Sequence[Input], names: Sequence[str]) -> int:
         """What can be told without tokenising. Returns the bytes of all texts."""
         if not inputs:
@@ -202,7 +220,7 @@ class Service:
                 elif size_bytes > self._limits.text_bytes:
                     problems.append(TooManyBytes(f"{name}.text", size_bytes, self._limits.text_bytes))
             else:
-                problems += _check_ids(given, f"{name}.token_ids", model.manifest.vocab_size)
+                problems += _check_ids(given, _field(given, name), model.manifest.vocab_size)
         _raise(problems)
         return text_bytes
 
@@ -224,21 +242,21 @@ class Service:
         return sequences
 
     def _check_sequences(
-        self, model: Model, options: Options, sequences: Sequence[Tokens], names: Sequence[str]
+        self, model: Model, options: Options, sequences: Sequence[Tokens], fields: Sequence[str]
     ) -> None:
         """What only the tokens tell."""
         limit = model.manifest.max_length
         budget_bytes = self._batcher.memory_budget_bytes
         memory = self._batcher.memory_model(model.key)
         problems: list[Problem] = []
-        for tokens, name in zip(sequences, names, strict=True):
+        for tokens, field in zip(sequences, fields, strict=True):
             length = len(tokens.ids)
             if length <= tokens.special:
-                problems.append(NoTokens(f"{name}.text"))
+                problems.append(NoTokens(field))
             elif tokens.full_length > limit and not options.truncate:
-                problems.append(SequenceTooLong(name, tokens.full_length, limit, at_least=not tokens.counted_all))
+                problems.append(SequenceTooLong(field, tokens.full_length, limit, at_least=not tokens.counted_all))
             elif memory.batch_bytes(1, length) > budget_bytes:
-                problems.append(OverMemoryBudget(name, length, memory.batch_bytes(1, length), budget_bytes))
+                problems.append(OverMemoryBudget(field, length, memory.batch_bytes(1, length), budget_bytes))
         _raise(problems)
         rows = sum(len(tokens.ids) for tokens in sequences) if options.output == TOKENS else len(sequences)
         answer_bytes = rows * model.manifest.hidden_size * 4 + len(sequences) * _ANSWER_OVERHEAD_BYTES
@@ -257,6 +275,10 @@ class _Group:
         self._left -= 1
         if not self._left and not self.done.done():
             self.done.set_result(None)
+
+
+def _field(given: Input, name: str) -> str:
+    return f"{name}.text" if isinstance(given, str) else f"{name}.token_ids"
 
 
 def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:

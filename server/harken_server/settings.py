@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         0,
         ge=0,
-        description="Most tokens in a batch, with padding; a longer sequence runs alone. 0: 1024 on a CPU, 32768 on a GPU.",
+        description="Most tokens in a batch, with padding; a longer sequence runs alone. 0: 1024 on CPU, 32768 on GPU.",
     )
     memory_budget_bytes: int = Field(
         0,

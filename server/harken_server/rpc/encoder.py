@@ -71,8 +71,7 @@ class Encoder:
 
         async def work(call: Call) -> bytes:
             parse(encoder_pb2.ListModelsRequest, raw, self._max_message_bytes)
-            repository = self._service.repository
-            infos = [info_of(model, repository.default_version(model.manifest.name)) for model in repository]
+            infos = [info_of(model, default_version) for model, default_version in self._service.models()]
             return encoder_pb2.ListModelsResponse(models=infos).SerializeToString()
 
         return await self._calls.answer("ListModels", context, work)
@@ -82,9 +81,9 @@ class Encoder:
 
         async def work(call: Call) -> bytes:
             request = parse(encoder_pb2.GetModelRequest, raw, self._max_message_bytes)
-            model = self._service.repository.find(request.model, request.version)
+            model = self._service.find(request.model, request.version)
             call.model = model.manifest.name
-            info = info_of(model, self._service.repository.default_version(model.manifest.name))
+            info = info_of(model, self._service.find(call.model, 0).manifest.version)
             return encoder_pb2.GetModelResponse(model=info).SerializeToString()
 
         return await self._calls.answer("GetModel", context, work)

@@ -133,7 +133,7 @@ class Stream:
             return False
         self._options = options_of(message.open, flow=self)
         self._call.model = self._service.label(self._options.model, self._options.version)
-        self._service.repository.find(self._options.model, self._options.version)
+        self._service.find(self._options.model, self._options.version)
         return True
 
     async def _answer(self, raw: bytes, index: int) -> None:

@@ -1,12 +1,14 @@
 """What a batch costs: a measured surface of seconds(batch, padded length).
 
 Attention makes a sequence's cost c0 + c1 L + c2 L^2, caches make cliffs in it, and a batch pays its longest
-row on every row. No polynomial fits that well, so the surface is a table, interpolated linearly between its
-points, extrapolated by its last slope, monotone in each axis, and scaled by what really runs.
+row on every row. No polynomial fits that well, so the surface is a table: interpolated linearly between its
+points, extrapolated (in length by the last slope, in rows in proportion), monotone in each axis, and scaled by
+what really runs.
 """
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 _LEAST_SCALE: Final = 0.05
@@ -61,9 +63,12 @@ class CostSurface:
     def _interpolated_s(self, batch: int, padded_length: int) -> float:
         row, down = _cell(self._batches, batch)
         column, right = _cell(self._lengths, padded_length)
-        at_s = [_between(values, column, right) for values in self._table]
-        # Below the first point the slope may lead under zero.
-        return max(_between(at_s, row, down), 0.1 * self._table[0][0])
+        # Below the first length the slope may lead under zero, and beyond the last one rows may cross.
+        least_s = 0.1 * self._table[0][0]
+        at_s = list(accumulate((_between(values, column, right) for values in self._table), max, initial=least_s))[1:]
+        if batch > self._batches[-1]:
+            return at_s[-1] * batch / self._batches[-1]
+        return _between(at_s, row, max(down, 0.0))
 
 
 def _cell(axis: Sequence[int], at: int) -> tuple[int, float]:

@@ -1,0 +1,225 @@
+"""Every kind of bad input gets a precise answer, and the next good request succeeds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from harken.v1 import encoder_pb2 as pb
+from support.calls import Refused, ids, refused, stub, text, vector
+from support.server import RunningServer, running_server
+
+ENCODE = "/harken.v1.Encoder/Encode"
+
+
+@pytest.fixture(autouse=True)
+def next_good_request_succeeds(minilm_server: RunningServer) -> Iterator[None]:
+    yield
+    (result,) = stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=text("still here"))).results
+    assert vector(result).shape == (384,)
+
+
+def refusal(server: RunningServer, request: pb.EncodeRequest | bytes) -> Refused:
+    raw = request if isinstance(request, bytes) else request.SerializeToString()
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.target, options) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary(ENCODE)(raw, timeout=30)
+    return refused(error.value)
+
+
+def not_utf8(request: pb.EncodeRequest, marker: bytes) -> bytes:
+    return request.SerializeToString().replace(marker, b"\xff\xfe" + marker[2:])
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason", "fields", "message"),
+    [
+        (pb.EncodeRequest(), "MISSING", ("inputs",), "inputs: must have at least one element, and has none"),
+        (
+            pb.EncodeRequest(inputs=[*text("good"), pb.Input()]),
+            "NO_CONTENT",
+            ("inputs[1]",),
+            "inputs[1]: has neither text nor token_ids; one of them is required",
+        ),
+        (
+            pb.EncodeRequest(inputs=text(*["good"] * 17, "")),
+            "NO_TOKENS",
+            ("inputs[17].text",),
+            "inputs[17].text: is empty: it must give at least one token",
+        ),
+        (
+            pb.EncodeRequest(inputs=text("good", " \t\n")),
+            "NO_TOKENS",
+            ("inputs[1].text",),
+            "inputs[1].text: is empty: it must give at least one token",
+        ),
+        (
+            pb.EncodeRequest(inputs=ids([])),
+            "NO_TOKENS",
+            ("inputs[0].token_ids",),
+            "inputs[0].token_ids: is empty: it must give at least one token",
+        ),
+        (
+            pb.EncodeRequest(inputs=ids([101, 30522])),
+            "TOKEN_OUT_OF_RANGE",
+            ("inputs[0].token_ids.ids[1]",),
+            "inputs[0].token_ids.ids[1]: is 30522, outside the model's vocabulary of 0 to 30521",
+        ),
+        (
+            pb.EncodeRequest(inputs=ids([-1])),
+            "TOKEN_OUT_OF_RANGE",
+            ("inputs[0].token_ids.ids[0]",),
+            "inputs[0].token_ids.ids[0]: is -1, outside the model's vocabulary of 0 to 30521",
+        ),
+        (
+            pb.EncodeRequest(inputs=text("ok", "word " * 898)),
+            "SEQUENCE_TOO_LONG",
+            ("inputs[1].text",),
+            "inputs[1].text: has 900 tokens, over the model's limit of 512; truncation TRUNCATION_RIGHT would cut it",
+        ),
+        (
+            pb.EncodeRequest(inputs=ids([101] * 513)),
+            "SEQUENCE_TOO_LONG",
+            ("inputs[0].token_ids",),
+            "inputs[0].token_ids: has 513 tokens, over the model's limit of 512; "
+            "truncation TRUNCATION_RIGHT would cut it",
+        ),
+        (
+            pb.EncodeRequest(inputs=text(*["a"] * 1025)),
+            "TOO_MANY",
+            ("inputs",),
+            "inputs: has 1025 elements, over the limit of 1024",
+        ),
+        (
+            pb.EncodeRequest(inputs=text("a" * ((1 << 20) + 1))),
+            "TOO_MANY_BYTES",
+            ("inputs[0].text",),
+            "inputs[0].text: has 1048577 bytes, over the limit of 1048576",
+        ),
+        (
+            pb.EncodeRequest(inputs=text("word " * 400) * 30, options=pb.EncodeOptions(output=pb.OUTPUT_TOKENS)),
+            "ANSWER_TOO_LARGE",
+            ("inputs",),
+            "inputs: the answer would have 18527040 bytes, over the limit of 16777216; send fewer inputs a call",
+        ),
+        (
+            pb.EncodeRequest(inputs=text("a"), options=pb.EncodeOptions(tenant="t" * 65)),
+            "TOO_MANY_BYTES",
+            ("options.tenant",),
+            "options.tenant: has 65 bytes, over the limit of 64",
+        ),
+        (
+            not_utf8(pb.EncodeRequest(inputs=text("good", "bad-text")), b"bad-text"),
+            "NOT_UTF8",
+            ("inputs[1].text",),
+            "inputs[1].text: is not valid UTF-8",
+        ),
+        (
+            not_utf8(pb.EncodeRequest(model="bad-name", inputs=text("good")), b"bad-name"),
+            "NOT_UTF8",
+            ("model",),
+            "model: is not valid UTF-8",
+        ),
+        (
+            b"\xff\xff\xff",
+            "NOT_PROTOBUF",
+            ("",),
+            "the request's 3 bytes are not a harken.v1.EncodeRequest message",
+        ),
+        (
+            bytes((16 << 20) + 1),
+            "TOO_MANY_BYTES",
+            ("",),
+            "the message has 16777217 bytes, over the limit of 16777216",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_field_value_and_limit(
+    minilm_server: RunningServer,
+    request_: pb.EncodeRequest | bytes,
+    reason: str,
+    fields: tuple[str, ...],
+    message: str,
+) -> None:
+    before = minilm_server.total("harken_rejected_total", reason=reason)
+    accepted = minilm_server.total("harken_accepted_total")
+    assert refusal(minilm_server, request_) == Refused("INVALID_ARGUMENT", message, reason, fields, None, "-1")
+    assert minilm_server.total("harken_rejected_total", reason=reason) == before + 1
+    assert minilm_server.total("harken_accepted_total") == accepted
+
+
+def test_every_field_at_fault_is_named_up_to_a_bound(minilm_server: RunningServer) -> None:
+    several = refusal(minilm_server, pb.EncodeRequest(inputs=[*text("", "fine"), pb.Input(), *ids([-5])]))
+    assert several.fields == ("inputs[0].text", "inputs[2]", "inputs[3].token_ids.ids[0]")
+    assert several.message.endswith("(and 2 more, see the details)")
+    assert len(refusal(minilm_server, pb.EncodeRequest(inputs=text(*[""] * 1000))).fields) == 16
+
+
+def test_unknown_enum_values_are_named_with_the_known_ones(minilm_server: RunningServer) -> None:
+    unknown = pb.EncodeRequest(inputs=text("a"), options=pb.EncodeOptions(output=9, truncation=8, priority=7))  # type: ignore[arg-type]  # out of range on purpose
+    answer = refusal(minilm_server, unknown)
+    assert answer.fields == ("options.output", "options.truncation", "options.priority")
+    assert "is 9, which is none of OUTPUT_UNSPECIFIED, OUTPUT_SENTENCE, OUTPUT_TOKENS" in answer.message
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (
+            pb.EncodeRequest(model="absent", inputs=text("a")),
+            "model: 'absent' is not served here; served: all-MiniLM-L6-v2",
+        ),
+        (
+            pb.EncodeRequest(model="all-MiniLM-L6-v2", version=9, inputs=text("a")),
+            "model: 'all-MiniLM-L6-v2' has no version 9 here; it has 1",
+        ),
+    ],
+)
+def test_a_model_or_version_that_does_not_exist_is_not_found(
+    minilm_server: RunningServer, request_: pb.EncodeRequest, message: str
+) -> None:
+    assert refusal(minilm_server, request_) == Refused("NOT_FOUND", message, "MODEL_NOT_FOUND", (), None, "-1")
+    with pytest.raises(grpc.RpcError) as error:
+        stub(minilm_server.target).GetModel(pb.GetModelRequest(model=request_.model, version=request_.version))
+    assert refused(error.value).message == message
+
+
+def test_a_message_far_over_the_limit_is_refused_by_grpc_itself(minilm_server: RunningServer) -> None:
+    assert refusal(minilm_server, bytes(40 << 20)).code == "RESOURCE_EXHAUSTED"
+
+
+def test_a_bundle_without_tokenizer_refuses_text_and_takes_ids(tiny_server: RunningServer) -> None:
+    answer = refusal(tiny_server, pb.EncodeRequest(inputs=text("hello")))
+    assert answer == Refused(
+        "INVALID_ARGUMENT",
+        "inputs[0].text: the bundle of 'tiny' has no tokenizer; send token_ids",
+        "TEXT_NOT_ACCEPTED",
+        ("inputs[0].text",),
+        None,
+        "-1",
+    )
+    (result,) = stub(tiny_server.target).Encode(pb.EncodeRequest(inputs=ids([5, 6, 7]))).results
+    assert vector(result).shape == (32,)
+
+
+def test_a_sequence_over_the_memory_budget_is_refused_before_it_is_computed(tiny_models: Path) -> None:
+    with running_server(tiny_models, "--memory-budget-bytes", "200000") as server:
+        answer = refusal(server, pb.EncodeRequest(inputs=ids([5] * 128)))
+        assert (answer.code, answer.reason, answer.fields) == (
+            "INVALID_ARGUMENT", "OVER_MEMORY_BUDGET", ("inputs[0].token_ids",),
+        )  # fmt: skip
+        (result,) = stub(server.target).Encode(pb.EncodeRequest(inputs=ids([5] * 16))).results
+        assert result.tokens == 16
+
+
+@pytest.mark.parametrize("method", ["ListModels", "GetModel"])
+def test_garbage_to_the_other_methods_is_refused_alike(minilm_server: RunningServer, method: str) -> None:
+    with grpc.insecure_channel(minilm_server.target) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary(f"/harken.v1.Encoder/{method}")(b"\xff\xff", timeout=10)
+    assert refused(error.value).reason == "NOT_PROTOBUF"
+
+
+def test_an_unknown_method_is_unimplemented(minilm_server: RunningServer) -> None:
+    with grpc.insecure_channel(minilm_server.target) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary("/harken.v1.Encoder/Absent")(b"", timeout=10)
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,185 @@
+"""The decision, the backlog and the door: pure, so every moment here is a number of our choice."""
+
+from dataclasses import replace
+
+import pytest
+from harken_server.errors import BacklogFull
+from harken_server.scheduling.admission import Capacity, admit, predicted_wait_s
+from harken_server.scheduling.backlog import BULK_AGE_S, Backlog
+from harken_server.scheduling.cost import CostSurface
+from harken_server.scheduling.deadline import Deadline
+from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.policy import Limits, Start, Wait, decide
+from harken_server.scheduling.waiting import Priority, Waiting
+
+LIMITS = Limits(sequences=64, padded_tokens=4096, memory_bytes=1 << 40)
+NEVER = Deadline(1e9)
+
+
+def surface(overhead_s: float) -> CostSurface:
+    """A machine with a fixed cost a batch and one millisecond a padded token."""
+    return CostSurface(
+        {(batch, length): overhead_s + 0.001 * batch * length for batch in (1, 64) for length in (1, 512)}
+    )
+
+
+def backlog_of(*lengths: int, overhead_s: float = 0.05) -> Backlog[Waiting]:
+    backlog: Backlog[Waiting] = Backlog(surface(overhead_s), MemoryModel(1, 0))
+    for moment, length in enumerate(lengths):
+        backlog.add(waiting(length, arrived_s=float(moment)))
+    return backlog
+
+
+def waiting(length: int, arrived_s: float = 0.0, flow: object = None, bulk: bool = False) -> Waiting:
+    priority = Priority.BULK if bulk else Priority.INTERACTIVE
+    return Waiting(length, NEVER, priority, flow if flow is not None else object(), arrived_s)
+
+
+def started(backlog: Backlog[Waiting], free_lanes: int = 1, limits: Limits = LIMITS, now_s: float = 0.0) -> list[int]:
+    decision = decide({"model": backlog}, range(free_lanes), limits, now_s)
+    assert isinstance(decision, Start)
+    backlog.start(list(decision.batch))
+    return [member.length for member in decision.batch]
+
+
+def test_the_oldest_leads_and_its_neighbours_in_length_ride_along() -> None:
+    assert started(backlog_of(40, 500, 41, 3, 39, 490)) == [40, 41, 39]
+
+
+def test_it_starts_at_once_with_whatever_waits() -> None:
+    assert started(backlog_of(17)) == [17]
+
+
+def test_nothing_waits_or_no_lane_is_free() -> None:
+    assert decide({"model": backlog_of()}, [0], LIMITS, 0.0) == Wait()
+    assert decide({"model": backlog_of(5)}, [], LIMITS, 0.0) == Wait()
+    assert decide({}, [0], LIMITS, 0.0) == Wait()
+
+
+def test_where_a_batch_costs_no_less_than_its_members_everyone_goes_alone() -> None:
+    flat = CostSurface({(batch, length): 0.001 * batch * length for batch in (1, 64) for length in (1, 512)})
+    backlog: Backlog[Waiting] = Backlog(flat, MemoryModel(1, 0))
+    for length in (10, 12, 14):
+        backlog.add(waiting(length))
+    assert [started(backlog) for _ in range(3)] == [[10], [12], [14]]
+
+
+def test_equals_fill_a_batch_up_to_each_limit() -> None:
+    assert len(started(backlog_of(*[10] * 100))) == 64
+    assert len(started(backlog_of(*[10] * 100), limits=replace(LIMITS, sequences=7))) == 7
+    assert len(started(backlog_of(*[10] * 100), limits=replace(LIMITS, padded_tokens=55))) == 5
+    assert len(started(backlog_of(*[10] * 100), limits=replace(LIMITS, memory_bytes=45))) == 4
+
+
+def test_one_longer_than_the_token_limit_runs_alone() -> None:
+    assert started(backlog_of(300, 300), limits=replace(LIMITS, padded_tokens=100)) == [300]
+
+
+def test_a_leader_waits_for_the_memory_that_running_batches_hold() -> None:
+    backlog = backlog_of(300, 5)
+    assert decide({"model": backlog}, [0], replace(LIMITS, memory_bytes=200), 0.0) == Wait()
+
+
+def test_free_lanes_share_what_waits() -> None:
+    backlog = backlog_of(10, 10, 10, 10)
+    assert started(backlog, free_lanes=2) == [10, 10]
+    assert started(backlog, free_lanes=1) == [10, 10]
+
+
+def test_a_thousand_of_one_call_do_not_hold_up_the_one_of_another() -> None:
+    backlog = backlog_of(overhead_s=0.0001)
+    bulk = object()
+    for _ in range(1000):
+        backlog.add(waiting(100, flow=bulk))
+    one_at_a_time = replace(LIMITS, sequences=1)
+    assert started(backlog, limits=one_at_a_time) == [100]
+    backlog.add(waiting(7))
+    assert 7 in started(backlog, limits=one_at_a_time) + started(backlog, limits=one_at_a_time)
+
+
+def test_a_large_call_goes_on_while_single_ones_keep_coming() -> None:
+    backlog = backlog_of(overhead_s=0.0001)
+    bulk = object()
+    for _ in range(10):
+        backlog.add(waiting(100, flow=bulk))
+    one_at_a_time = replace(LIMITS, sequences=1)
+    served = 0
+    for _ in range(40):
+        while backlog.sequences < 12:
+            backlog.add(waiting(90))
+        served += started(backlog, limits=one_at_a_time) == [100]
+    assert served >= 3
+
+
+def test_interactive_leads_before_bulk_until_the_bulk_has_waited_its_bound() -> None:
+    backlog = backlog_of()
+    backlog.add(waiting(400, bulk=True))
+    backlog.add(waiting(5))
+    leader = backlog.leader(now_s=BULK_AGE_S)
+    assert leader is not None
+    assert leader.length == 5
+    leader = backlog.leader(now_s=BULK_AGE_S + 0.1)
+    assert leader is not None
+    assert leader.length == 400
+
+
+def test_across_models_the_one_who_waited_longest_leads() -> None:
+    first, second = backlog_of(), backlog_of()
+    first.add(waiting(10, arrived_s=5.0))
+    second.add(waiting(20, arrived_s=4.0))
+    decision = decide({"first": first, "second": second}, [0], LIMITS, 6.0)
+    assert isinstance(decision, Start)
+    assert (decision.model, [member.length for member in decision.batch]) == ("second", [20])
+
+
+def test_who_leaves_frees_its_place_at_once() -> None:
+    backlog = backlog_of()
+    member = waiting(30)
+    backlog.add(member)
+    assert (backlog.sequences, backlog.tokens) == (1, 30)
+    assert backlog.work_s > 0.0
+    assert backlog.remove(member)
+    assert (backlog.sequences, backlog.tokens, backlog.work_s) == (0, 0, 0.0)
+    assert not backlog.remove(member)
+    assert backlog.leader(0.0) is None
+
+
+def test_a_batch_of_someone_who_left_is_a_bug() -> None:
+    backlog = backlog_of(10)
+    with pytest.raises(ValueError, match="only hold what waits"):
+        backlog.start([waiting(10)])
+
+
+def test_a_full_backlog_refuses_with_the_predicted_wait() -> None:
+    backlog = backlog_of(100, 100, 100, overhead_s=0.0001)
+    admit([backlog], [100], Capacity(sequences=4, tokens=400), lanes=2, running_s=0.0)
+    with pytest.raises(BacklogFull) as refused:
+        admit([backlog], [100, 100], Capacity(sequences=4, tokens=10_000), lanes=2, running_s=0.0)
+    full = refused.value
+    assert (full.waiting, full.asked, full.limit, full.unit) == (3, 2, 4, "sequences")
+    # A third of some 0.3 s of work on two lanes.
+    assert full.retry_after_s == pytest.approx(0.05, rel=0.1)
+    with pytest.raises(BacklogFull) as refused:
+        admit([backlog], [101], Capacity(sequences=9, tokens=400), lanes=2, running_s=0.0)
+    assert (refused.value.unit, refused.value.asked) == ("tokens", 101)
+
+
+def test_the_predicted_wait_is_the_work_over_the_lanes() -> None:
+    backlog = backlog_of(100, 100, overhead_s=0.0001)
+    assert predicted_wait_s([backlog], lanes=2, running_s=0.4) == pytest.approx(0.3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("remaining_s", "expected"), [(None, Deadline(40.0, by_cap=True)), (31.0, Deadline(40.0, by_cap=True))]
+)
+def test_the_cap_holds_for_calls_with_no_deadline_or_a_later_one(remaining_s: float | None, expected: Deadline) -> None:
+    assert Deadline.after(remaining_s, cap_s=30.0, now_s=10.0) == expected
+
+
+def test_a_deadline_is_told_from_a_cancel_although_the_callers_timer_rings_first() -> None:
+    deadline = Deadline.after(1.0, cap_s=30.0, now_s=10.0)
+    assert deadline.remaining_s(10.25) == 0.75
+    assert not deadline.passed(10.999)
+    assert deadline.explains_cancel(10.99)
+    assert not deadline.explains_cancel(10.9)
+    assert not Deadline.after(None, cap_s=30.0, now_s=0.0).explains_cancel(29.99)

@@ -103,9 +103,11 @@ class App:
                 f"cannot listen on {settings.listen}:{settings.metrics_port} for metrics: {error}"
             ) from error
         try:
-            grpc_port = bind(self._server, settings.listen, settings.grpc_port)
+            grpc_port = bind(self._server, settings)
         except OSError as error:
-            raise CannotStart(str(error)) from error
+            raise CannotStart(
+                f"cannot listen on {settings.listen}:{settings.grpc_port} for gRPC: {error.strerror or error}"
+            ) from error
         edge = Encoder(self._service, self._calls, self._streams, settings.max_message_bytes)
         self._server.add_generic_rpc_handlers((edge.handler(),))
         if settings.reflection:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -23,8 +24,14 @@ def refusal(server: RunningServer, request: pb.EncodeRequest | bytes) -> Refused
     raw = request if isinstance(request, bytes) else request.SerializeToString()
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(server.target, options) as channel, pytest.raises(grpc.RpcError) as error:
-        channel.unary_unary(ENCODE)(raw, timeout=30)
+        raw_call(channel, ENCODE, raw)
     return refused(error.value)
+
+
+def raw_call(channel: grpc.Channel, method: str, raw: bytes) -> Any:
+    """Call with bytes as they are; gRPC's types know nothing of those."""
+    call: Any = channel.unary_unary(method)
+    return call(raw, timeout=30)
 
 
 def not_utf8(request: pb.EncodeRequest, marker: bytes) -> bytes:
@@ -215,11 +222,11 @@ def test_a_sequence_over_the_memory_budget_is_refused_before_it_is_computed(tiny
 @pytest.mark.parametrize("method", ["ListModels", "GetModel"])
 def test_garbage_to_the_other_methods_is_refused_alike(minilm_server: RunningServer, method: str) -> None:
     with grpc.insecure_channel(minilm_server.target) as channel, pytest.raises(grpc.RpcError) as error:
-        channel.unary_unary(f"/harken.v1.Encoder/{method}")(b"\xff\xff", timeout=10)
+        raw_call(channel, f"/harken.v1.Encoder/{method}", b"\xff\xff")
     assert refused(error.value).reason == "NOT_PROTOBUF"
 
 
 def test_an_unknown_method_is_unimplemented(minilm_server: RunningServer) -> None:
     with grpc.insecure_channel(minilm_server.target) as channel, pytest.raises(grpc.RpcError) as error:
-        channel.unary_unary("/harken.v1.Encoder/Absent")(b"", timeout=10)
+        raw_call(channel, "/harken.v1.Encoder/Absent", b"")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -48,9 +48,9 @@ def vector(result: pb.Result) -> npt.NDArray[np.float32]:
     return np.frombuffer(result.embedding.data, "<f4").reshape(tuple(result.embedding.shape))
 
 
-def refused(error: grpc.RpcError) -> Refused:
-    """What an error says, details included."""
-    metadata = dict(error.trailing_metadata() or ())
+def refused(error: Any) -> Refused:
+    """What a grpc.RpcError says, details included."""
+    metadata: dict[str, Any] = dict(error.trailing_metadata() or ())
     status = rpc_status.from_call(error)
     if status is None:
         return Refused(error.code().name, error.details() or "", pushback_ms=metadata.get("grpc-retry-pushback-ms"))

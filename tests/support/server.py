@@ -52,7 +52,7 @@ class RunningServer:
         """Until `holds()`; fails after `timeout_s`, naming `what` was awaited."""
         ends_s = time.monotonic() + timeout_s
         while not holds():
-            assert time.monotonic() < ends_s, f"{what} did not come within {timeout_s} s; {self.metrics()}"
+            assert time.monotonic() < ends_s, f"{what} did not come within {timeout_s} s"
             time.sleep(0.02)
 
     def terminate(self) -> None:

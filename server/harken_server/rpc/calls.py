@@ -53,27 +53,25 @@ class Calls:
         call = Call(method, self.clock(), self.deadline(context))
         self._open += 1
         self._idle.clear()
-        code = grpc.StatusCode.OK
         try:
-            return await work(call)
+            result = await work(call)
+            self._count(call, grpc.StatusCode.OK)
+            return result
         except errors.Refusal as refusal:
             refused = answer(refusal, call.request_id)
-            code = refused.code
-            if code is grpc.StatusCode.INTERNAL:
+            if refused.code is grpc.StatusCode.INTERNAL:
                 log.error("call failed", method=method, reason=refused.reason, request_id=call.request_id)
             self.rejected(call.model, refused)
-            await _abort(context, refused)
+            await self._abort(call, context, refused)
         except asyncio.CancelledError:
             # gRPC cancels the handler both when the caller goes away and when the deadline passes.
             expired = call.deadline.explains_cancel(self.clock())
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            self._count(call, grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED)
             raise
         except Exception:
-            code = grpc.StatusCode.INTERNAL
             log.exception("call failed", method=method, request_id=call.request_id)
-            await _abort(context, bug(call.request_id))
+            await self._abort(call, context, bug(call.request_id))
         finally:
-            self.metrics.requests.labels(call.model, method, code.name).inc()
             self._open -= 1
             if not self._open:
                 self._idle.set()
@@ -96,6 +94,10 @@ class Calls:
         """Until no call is open."""
         await self._idle.wait()
 
+    def _count(self, call: Call, code: grpc.StatusCode) -> None:
+        self.metrics.requests.labels(call.model, call.method, code.name).inc()
 
-async def _abort(context: Context, refused: Answer) -> None:
-    await context.abort(refused.code, refused.status.message, refused.trailers())
+    async def _abort(self, call: Call, context: Context, refused: Answer) -> None:
+        # Counted first: a client that never reads keeps the status from leaving until it goes away.
+        self._count(call, refused.code)
+        await context.abort(refused.code, refused.status.message, refused.trailers())

@@ -1,5 +1,6 @@
 """The gRPC server itself: its limits, and the services beside the encoder: health and reflection."""
 
+import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -31,14 +32,26 @@ def make_server(settings: Settings) -> grpc.aio.Server:
     )
 
 
-def bind(server: grpc.aio.Server, listen: str, port: int) -> int:
-    """The port that is bound, `port` or any if that is 0. Raises OSError if it cannot be."""
-    host = f"[{listen}]" if ":" in listen else listen
+def bind(server: grpc.aio.Server, settings: Settings) -> int:
+    """Bind the gRPC port; returns it, any free one if the setting is 0. Raises OSError if it cannot be bound."""
+    host = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
+    _try_bind(settings)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        return server.add_insecure_port(f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{port}: it is in use, or not an address of this machine") from error
-    return bound
+        raise OSError("in use, or not an address of this machine") from error
+
+
+def _try_bind(settings: Settings) -> None:
+    """gRPC does not say why it cannot bind, and logs lines of its own; the system says it in one word."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.listen, settings.grpc_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.so_reuseport:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        probe.bind(address)
 
 
 class Health:

@@ -1,0 +1,161 @@
+"""/metrics tells the truth: it adds up, it is complete, and it knows what became of everybody."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+from harken.v1 import encoder_pb2 as pb
+from prometheus_client.parser import text_string_to_metric_families
+from support.calls import ids, refused, stub, text
+from support.server import RunningServer, running_server
+
+MODEL = "all-MiniLM-L6-v2"
+
+
+def finished(server: RunningServer, outcome: str) -> float:
+    return server.total("harken_finished_total", outcome=outcome)
+
+
+def adds_up(server: RunningServer) -> bool:
+    return server.total("harken_accepted_total") == server.total("harken_finished_total")
+
+
+def test_stages_and_edge_sum_to_the_calls_durations(minilm_models: Path) -> None:
+    with running_server(minilm_models, "--warmup-s", "1") as server:
+        encoder = stub(server.target)
+        for index in range(40):
+            encoder.Encode(pb.EncodeRequest(inputs=text("word " * (index + 1))))
+        for message in encoder.EncodeStream(
+            pb.EncodeStreamRequest(input=pb.StreamInput(id=str(index), input=text("word")[0])) for index in range(40)
+        ):
+            assert message.result.tokens == 3
+        stages = {
+            stage: server.total("harken_stage_duration_seconds_sum", stage=stage)
+            for stage in ("tokenize", "queue", "collate", "compute", "scatter", "edge")
+        }
+        assert min(stages.values()) > 0.0
+        duration_s = server.total("harken_request_duration_seconds_sum")
+        assert sum(stages.values()) == pytest.approx(duration_s, abs=1e-6)
+        assert server.total("harken_stage_duration_seconds_count", stage="edge") == 80
+        assert server.total("harken_requests_total", method="Encode", code="OK", model=MODEL) == 40
+        assert server.total("harken_request_duration_seconds_count") == 80
+        assert server.total("harken_batch_sequences_sum") == 80
+        real = server.total("harken_tokens_total", kind="real")
+        padding = server.total("harken_tokens_total", kind="padding")
+        assert real == server.total("harken_sequence_length_tokens_sum")
+        assert real + padding == server.total("harken_batch_padded_tokens_sum")
+        assert adds_up(server)
+
+
+def test_every_metric_of_the_docs_is_there_and_labels_are_closed(minilm_server: RunningServer) -> None:
+    encoder = stub(minilm_server.target)
+    encoder.Encode(pb.EncodeRequest(inputs=text("one")))
+    with pytest.raises(grpc.RpcError):
+        encoder.Encode(pb.EncodeRequest(model="\U0001f600" * 10, inputs=text("one")))
+    samples = minilm_server.metrics()
+    names = {sample.split("{")[0] for sample in samples}
+    for expected in (
+        "harken_requests_total", "harken_accepted_total", "harken_finished_total",
+        "harken_request_duration_seconds_bucket", "harken_stage_duration_seconds_bucket",
+        "harken_batch_sequences_bucket", "harken_batch_padded_tokens_bucket",
+        "harken_sequence_length_tokens_bucket", "harken_tokens_total", "harken_backlog_sequences",
+        "harken_backlog_tokens", "harken_predicted_wait_seconds", "harken_rejected_total", "harken_memory_bytes",
+        "harken_engine_busy_seconds_total", "harken_model_info",
+    ):  # fmt: skip
+        assert expected in names
+    assert not any("\U0001f600" in sample for sample in samples)
+    kinds = {sample.split('kind="')[1].split('"')[0] for sample in samples if sample.startswith("harken_memory_bytes")}
+    # Without a GPU its readings are absent, not zero.
+    assert kinds == {"rss", "rss_peak", "predicted_batch", "budget"}
+    assert "harken_gpu_utilization_ratio" not in names
+    assert minilm_server.total("harken_memory_bytes", kind="rss") > 100e6
+    assert minilm_server.total("harken_engine_busy_seconds_total", lane="0") > 0
+    bounds = sorted(
+        float(sample.split('le="')[1].split('"')[0])
+        for sample in samples
+        if sample.startswith("harken_stage_duration_seconds_bucket") and 'stage="queue"' in sample
+    )
+    assert bounds[0] == 0.0001
+    assert 0.25 in bounds
+
+
+def test_prometheus_own_parser_and_linter_accept_the_page(minilm_server: RunningServer) -> None:
+    page = "\n".join(f"{name} {value}" for name, value in minilm_server.metrics().items())
+    assert len(list(text_string_to_metric_families(page + "\n"))) > 10
+
+
+def test_a_caller_that_goes_away_frees_its_places_at_once_and_counts_as_cancelled(minilm_server: RunningServer) -> None:
+    before = finished(minilm_server, "cancelled")
+    call = stub(minilm_server.target).Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 500)), timeout=120)
+    minilm_server.wait_until("the call", lambda: minilm_server.total("harken_backlog_sequences") > 400)
+    assert minilm_server.total("harken_backlog_tokens") > 400 * 512
+    assert minilm_server.total("harken_predicted_wait_seconds") > 1.0
+    call.cancel()
+    minilm_server.wait_until("an empty backlog", lambda: minilm_server.total("harken_backlog_sequences") == 0, 5.0)
+    minilm_server.wait_until("the count", lambda: adds_up(minilm_server))
+    assert finished(minilm_server, "cancelled") > before + 400
+    assert minilm_server.total("harken_requests_total", method="Encode", code="CANCELLED") >= 1
+
+
+def test_a_passed_deadline_is_told_from_a_cancel_and_never_computed(minilm_server: RunningServer) -> None:
+    before = {name: finished(minilm_server, name) for name in ("expired", "cancelled", "answered")}
+    for timeout_s in (0.1, 0.5, 1.3):
+        with pytest.raises(grpc.RpcError) as error:
+            stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 500)), timeout=timeout_s)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    minilm_server.wait_until("the count", lambda: adds_up(minilm_server))
+    assert finished(minilm_server, "cancelled") == before["cancelled"]
+    assert finished(minilm_server, "expired") > before["expired"]
+    assert minilm_server.total("harken_backlog_sequences") == 0
+
+
+def test_the_cap_ends_a_call_without_a_deadline(minilm_models: Path) -> None:
+    with running_server(minilm_models, "--max-request-s", "0.3", "--warmup-s", "1") as server:
+        with pytest.raises(grpc.RpcError) as error:
+            stub(server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 500)))
+        capped = refused(error.value)
+        assert (capped.code, capped.reason, capped.retry_after_s) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", None)
+        assert "max_request_s" in capped.message
+        server.wait_until("the count", lambda: adds_up(server))
+        assert finished(server, "expired") > 400
+
+
+def test_a_full_backlog_refuses_at_once_with_a_time_to_retry(minilm_models: Path) -> None:
+    with running_server(minilm_models, "--max-backlog-sequences", "100", "--warmup-s", "1") as server:
+        encoder = stub(server.target)
+        first = encoder.Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 100)), timeout=120)
+        server.wait_until("the first", lambda: server.total("harken_accepted_total") == 100)
+        with pytest.raises(grpc.RpcError) as error:
+            encoder.Encode(pb.EncodeRequest(inputs=ids(*[[101]] * 100)))
+        full = refused(error.value)
+        assert (full.code, full.reason) == ("RESOURCE_EXHAUSTED", "BACKLOG_FULL")
+        assert full.retry_after_s is not None
+        assert full.retry_after_s > 0.0
+        assert full.pushback_ms is not None
+        assert int(full.pushback_ms) == round(full.retry_after_s * 1000)
+        with pytest.raises(grpc.RpcError) as error:
+            encoder.Encode(pb.EncodeRequest(inputs=ids(*[[101]] * 101)))
+        # More than the whole backlog may hold will never fit.
+        assert (refused(error.value).retry_after_s, refused(error.value).pushback_ms) == (None, "-1")
+        assert server.total("harken_rejected_total", reason="BACKLOG_FULL") == 2
+        first.cancel()
+        server.wait_until("an empty backlog", lambda: adds_up(server))
+        encoder.Encode(pb.EncodeRequest(inputs=ids(*[[101]] * 100)))
+
+
+def test_reflection_and_health_answer_a_go_client(minilm_server: RunningServer) -> None:
+    def grpcurl(*arguments: str) -> str:
+        command = ["grpcurl", "-plaintext", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    services = grpcurl(minilm_server.target, "list").split()
+    assert services == ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "harken.v1.Encoder"]
+    assert "rpc EncodeStream" in grpcurl(minilm_server.target, "describe", "harken.v1.Encoder")
+    request = json.dumps({"inputs": [{"text": "hello from go"}]})
+    answer = json.loads(grpcurl("-d", request, minilm_server.target, "harken.v1.Encoder/Encode"))
+    assert answer["results"][0]["tokens"] == 5
+    for service in ("", "harken.v1.Encoder", MODEL, f"{MODEL}/1"):
+        health = grpcurl("-d", json.dumps({"service": service}), minilm_server.target, "grpc.health.v1.Health/Check")
+        assert json.loads(health) == {"status": "SERVING"}

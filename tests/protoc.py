@@ -1,18 +1,36 @@
-"""Write the Python modules of proto/ beside their sources, or into another folder.
+"""The generated Python modules of proto/: write them, or check them and the contracts themselves.
 
-`make proto` runs it; a test runs it into a temporary folder and compares.
+`make proto` writes them beside their sources. `make lint` checks that they are what the sources give, and that
+buf's standard rules hold, with the exceptions named here.
 """
 
+import shutil
+import subprocess
 import sys
-from importlib.resources import files
+import tempfile
 from pathlib import Path
 
-from google.rpc import status_pb2
+from google.rpc import status_pb2  # type: ignore[import-untyped]  # ships no types
+from grpc_tools import __file__ as grpc_tools_file  # type: ignore[import-untyped]  # ships no types
 from grpc_tools import protoc
 
 PROTO = Path(__file__).resolve().parents[1] / "proto"
-GOOGLE = Path(str(files("grpc_tools") / "_proto"))
+GOOGLE = Path(grpc_tools_file).parent / "_proto"
 COMMON = Path(status_pb2.__file__).parents[2]  # holds google/rpc/status.proto
+
+BUF = """
+version: v2
+modules:
+  - path: proto
+  - path: common
+    lint:
+      ignore: [common]  # google's own
+lint:
+  use: [STANDARD]
+  except:
+    # The service is harken.v1.Encoder, as grpc.health.v1.Health is Health: the package says the rest.
+    - SERVICE_SUFFIX
+"""
 
 
 def generate(target: Path) -> None:
@@ -22,10 +40,42 @@ def generate(target: Path) -> None:
         if "\nservice " in source.read_text():
             outputs += ["grpc_python_out", "mypy_grpc_out"]
         arguments = ["protoc", f"-I{PROTO}", f"-I{GOOGLE}", f"-I{COMMON}"]
-        arguments += [f"--{output}={target}" for output in outputs]
+        arguments += [f"--{output}={_options(output)}{target}" for output in outputs]
         if protoc.main([*arguments, str(source)]):
             raise RuntimeError(f"protoc refused {source}")
 
 
+def _options(output: str) -> str:
+    return "quiet:" if output.startswith("mypy") else ""
+
+
+def check() -> list[str]:
+    """What is not as it should be, a line each."""
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder)
+        generate(fresh)
+        made = {path.relative_to(fresh): path.read_bytes() for path in fresh.rglob("*_pb2*.py*")}
+        held = {path.relative_to(PROTO): path.read_bytes() for path in PROTO.rglob("*_pb2*.py*")}
+        for path in sorted(made.keys() | held.keys()):
+            if made.get(path) != held.get(path):
+                wrong.append(f"proto/{path} is not what its .proto gives: run make proto")
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Path(folder)
+        (workspace / "buf.yaml").write_text(BUF)
+        sources = shutil.ignore_patterns("*.py", "*.pyi", "__pycache__")
+        shutil.copytree(PROTO, workspace / "proto", ignore=sources)
+        (workspace / "common/google/rpc").mkdir(parents=True)
+        shutil.copy(COMMON / "google/rpc/status.proto", workspace / "common/google/rpc")
+        for command in (["lint"], ["format", "proto", "--diff", "--exit-code"]):
+            done = subprocess.run(["buf", *command], cwd=workspace, capture_output=True, text=True, check=False)
+            if done.returncode:
+                wrong.append(f"buf {command[0]} (of proto/): {done.stdout}{done.stderr}")
+    return wrong
+
+
 if __name__ == "__main__":
-    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else PROTO)
+    if sys.argv[1:] == ["--check"]:
+        found = check()
+        sys.exit("\n".join(found) if found else 0)
+    generate(PROTO)

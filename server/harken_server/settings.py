@@ -233,3 +233,28 @@ def _sentence(problem: ErrorDetails) -> str:
     return (
         f"{name}: {problem['msg']}, not {problem['input']!r} (--{name.replace('_', '-')}, {ENV_PREFIX}{name.upper()})"
     )
+
+
+def markdown() -> str:
+    """The page docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Of `harken-server`. A value comes from the command line (`--grpc-port 9001`), else from the environment",
+        "(`HARKEN_GRPC_PORT=9001`), else from the TOML file that `--config` names (`grpc_port = 9001`), else it is the",
+        "default. An unknown name is an error in all three. What Kubernetes injects beside a Service called harken",
+        "(`HARKEN_SERVICE_HOST`, `HARKEN_PORT=tcp://...` and the like) is never a setting, and is ignored.",
+        "",
+        "This page is made from `server/harken_server/settings.py` by `make settings-doc`.",
+        "",
+        "| setting | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

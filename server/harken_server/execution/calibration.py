@@ -11,7 +11,7 @@ from harken_server.execution.engine import SENTENCE, Runner
 from harken_server.execution.lanes import Clock, Lane
 
 _LENGTHS: Final = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-_REPEATS: Final = 2
+_PASSES: Final = 3
 
 
 def calibrate(
@@ -23,7 +23,7 @@ def calibrate(
     limit_s: float,
     clock: Clock,
 ) -> dict[tuple[int, int], float]:
-    """Seconds of the fastest of a few runs for each (batch, padded length) of a grid.
+    """Seconds of the fastest run for each (batch, padded length) of a grid.
 
     All lanes run at the same time, as they will under load, so that they share caches and memory as they will then.
     The grid goes from small to large and ends at `most_tokens` tokens, or when `limit_s` is over; its smallest
@@ -37,17 +37,16 @@ def calibrate(
 
     def work() -> None:
         try:
-            for batch, length in cells:
+            # Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next.
+            for batch, length in cells * _PASSES:
                 if clock() > ends_s and seconds:
                     return
                 rows = collate([np.ones(length, np.int64)] * batch)
-                # The first run of a shape pays for its memory.
-                for _ in range(_REPEATS):
-                    started_s = clock()
-                    runner.run(rows, (SENTENCE,))
-                    took_s = clock() - started_s
-                    with lock:
-                        seconds[batch, length] = min(took_s, seconds.get((batch, length), took_s))
+                started_s = clock()
+                runner.run(rows, (SENTENCE,))
+                took_s = clock() - started_s
+                with lock:
+                    seconds[batch, length] = min(took_s, seconds.get((batch, length), took_s))
         except Exception as error:  # noqa: BLE001 - crosses from the lane's thread to the caller, who raises it
             errors.append(error)
 

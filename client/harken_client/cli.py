@@ -1,0 +1,286 @@
+"""The command `harken`.
+
+Ends with 0; 1 after an error of the server or of an input; 2 after wrong usage; 130 after Ctrl-C.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from harken_client.client import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, DEFAULT_TIMEOUT_S, AsyncClient
+from harken_client.connection import Connection
+from harken_client.errors import HarkenError
+from harken_client.files import BadFile, JsonLines, NpyRows, Sink, count_lines, read_inputs
+from harken_client.load import report, runner, scrape, summary, workload
+from harken_client.load.pacer import ClosedLoop, OpenLoop
+from harken_client.source import StreamInput
+
+T = TypeVar("T")
+
+# Distinct sequences of a load run; a longer run sends them again.
+_POOL = 8192
+
+app = typer.Typer(
+    name="harken",
+    help="Client of the harken encoder server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ServerOption = Annotated[str, typer.Option("--server", "-s", help="host:port of the server.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model; not needed where there is only one.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Longest wait for an answer, s.", min=0.001)]
+
+
+def main() -> None:
+    app()
+
+
+@app.command()
+def encode(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; without them, and without --input, lines of stdin.")
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", help='.txt, a text a line, or .jsonl, {"text": ...} or {"ids": [...]} a line.'),
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", help=".npy or .jsonl; without it JSON lines on stdout.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run left --output.")] = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut inputs that are too long, do not refuse them.")
+    ] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="One vector for each token.")] = False,
+    model: ModelOption = "",
+    server: ServerOption = DEFAULT_TARGET,
+    timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Encode texts or token ids, in order and in bounded memory."""
+    npy = output_file is not None and output_file.suffix == ".npy"
+    if output_file is not None and output_file.suffix not in (".npy", ".jsonl"):
+        _fail(2, f"--output ends in .npy or .jsonl, not as {output_file.name}")
+    if input_file is not None and input_file.suffix not in (".txt", ".jsonl"):
+        _fail(2, f"--input ends in .txt or .jsonl, not as {input_file.name}")
+    if texts and input_file is not None:
+        _fail(2, "texts come as arguments or from --input, not both")
+    if resume and (output_file is None or input_file is None):
+        _fail(2, "--resume needs --input and --output, the same as before")
+    if npy and tokens:
+        _fail(2, "--tokens gives each input its own shape: write .jsonl")
+
+    async def run() -> str | None:
+        async with AsyncClient(server, model=model, timeout_s=timeout_s, priority="bulk") as client:
+            info = await client.model()
+            sink: Sink
+            if output_file is None:
+                sink = JsonLines(sys.stdout.buffer)
+            elif npy:
+                sink = NpyRows(output_file, info.hidden_size, resume=resume)
+            else:
+                sink = JsonLines.open(output_file, resume=resume)
+            inputs: Iterator[StreamInput] = iter(texts) if texts else read_inputs(input_file)
+            total = len(texts) if texts else count_lines(input_file) if input_file else None
+            failed, first = 0, ""
+            with closing(sink), _progress(total, sink.done, shown=output_file is not None) as bar:
+                # One model version for the whole run, whatever the server loads meanwhile.
+                stream = client.encode_stream(
+                    islice(inputs, sink.done, None),
+                    output="tokens" if tokens else "sentence",
+                    truncate=truncate,
+                    model=info.name,
+                    version=info.version,
+                )
+                async for result in stream:
+                    sink.write(result)
+                    bar.advance(bar.task_ids[0])
+                    if result.error is not None:
+                        failed += 1
+                        first = first or f"input {sink.done + result.index}: {result.error}"
+                sink.finish()
+            return f"{failed} inputs failed; {first}" if failed else None
+
+    failure = _run(run())
+    if failure is not None:
+        _fail(1, failure)
+
+
+@contextmanager
+def _progress(total: int | None, done: int, *, shown: bool) -> Iterator[Progress]:
+    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
+        bar.add_task("", total=total, completed=done)
+        yield bar
+
+
+@app.command()
+def models(server: ServerOption = DEFAULT_TARGET, timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S) -> None:
+    """List the model versions that the server holds."""
+
+    async def run() -> None:
+        async with AsyncClient(server, timeout_s=timeout_s) as client:
+            columns = ("model", "default", "hidden", "max length", "text", "precision", "device")
+            table = Table(*columns, box=None, pad_edge=False)
+            table.columns[0].no_wrap = True
+            for info in await client.models():
+                table.add_row(
+                    f"{info.name}/{info.version}",
+                    "yes" if info.is_default else "",
+                    str(info.hidden_size),
+                    str(info.max_length),
+                    "yes" if info.accepts_text else "no",
+                    info.precision,
+                    info.device,
+                )
+            Console().print(table)
+
+    _run(run())
+
+
+@app.command()
+def health(
+    service: Annotated[str, typer.Option(help="Service to ask for; the whole server by default.")] = "",
+    wait_s: Annotated[
+        float | None, typer.Option("--wait", help="Wait up to so many seconds for SERVING.", min=0.001)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Print each change until Ctrl-C.")] = False,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Print the server's health. Ends with 0 only if it is SERVING."""
+    if watch and wait_s is not None:
+        _fail(2, "--watch and --wait exclude one another")
+
+    async def run() -> str:
+        status = "UNKNOWN"
+        async with AsyncClient(server, timeout_s=timeout_s) as client:
+            if watch:
+                async for status in client.watch_health(service):
+                    print(status, flush=True)
+                return status
+            if wait_s is not None:
+                await client.wait_ready(wait_s, service=service)
+            status = await client.health(service)
+            print(status)
+            return status
+
+    if _run(run()) != "SERVING":
+        raise typer.Exit(1)
+
+
+@app.command()
+def load(
+    concurrency: Annotated[
+        int | None, typer.Option(help="Closed loop: calls always under way; 16 without --rate.", min=1)
+    ] = None,
+    rate_per_s: Annotated[
+        float | None, typer.Option("--rate", help="Open loop: calls a second, as a Poisson process.", min=0.001)
+    ] = None,
+    lengths: Annotated[
+        str, typer.Option(help=f"{workload.FORMS}; a file holds one length, or one text, a line.")
+    ] = "lognormal:median=40,p99=300",
+    inputs_per_call: Annotated[int, typer.Option(help="Inputs in one call.", min=1, max=1024)] = 1,
+    text: Annotated[bool, typer.Option("--text", help="Send texts instead of token ids.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Ask for one vector for each token.")] = False,
+    duration_s: Annotated[float, typer.Option("--duration", help="Measured time, s.", min=0.1)] = 10.0,
+    warmup_s: Annotated[float, typer.Option("--warmup", help="Time before it, not measured, s.", min=0)] = 2.0,
+    deadline_ms: Annotated[int, typer.Option(help="Deadline of each call.", min=1)] = 30_000,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same.", min=0)] = 0,
+    metrics_url: Annotated[
+        str, typer.Option("--metrics", help="The server's metrics, or none.")
+    ] = "http://127.0.0.1:8002/metrics",
+    json_file: Annotated[str, typer.Option("--json", help="Write the report as JSON; - is stdout.")] = "",
+    model: ModelOption = "",
+    server: ServerOption = DEFAULT_TARGET,
+) -> None:
+    """Send load, and report latency, throughput and what the server did with it."""
+    if concurrency is not None and rate_per_s is not None:
+        _fail(2, "--concurrency (closed loop) and --rate (open loop) exclude one another")
+    plan = runner.Plan(
+        pacer=ClosedLoop(concurrency or 16) if rate_per_s is None else OpenLoop(rate_per_s, seed),
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        deadline_s=deadline_ms / 1000,
+        inputs_per_call=inputs_per_call,
+        output="tokens" if tokens else "sentence",
+    )
+
+    async def read_metrics() -> scrape.Metrics | None:
+        if metrics_url == "none":
+            return None
+        try:
+            return await asyncio.to_thread(scrape.scrape, metrics_url)
+        except OSError:
+            return None
+
+    async def run() -> report.Report:
+        async with AsyncClient(server, model=model) as client:
+            info = await client.model()
+        try:
+            work = workload.build(
+                lengths,
+                count=_POOL,
+                seed=seed,
+                vocab_size=info.vocab_size,
+                max_length=info.max_length,
+                text=text,
+            )
+        except (ValueError, OSError) as error:
+            _fail(2, error)
+        connection = Connection(server, max_message_bytes=DEFAULT_MAX_MESSAGE_BYTES, max_attempts=1, credentials=None)
+        try:
+            done = await runner.run(connection, runner.requests(work, plan, info), plan, read_metrics)
+        finally:
+            await connection.close()
+        of_client, of_server = summary.figures(done, plan, info.name)
+        return report.Report(report.setup_of(server, info, plan, work), of_client, of_server)
+
+    result = _run(run())
+    if result.server is None and metrics_url != "none":
+        print(f"harken: {metrics_url} did not answer, so the server's side is not told", file=sys.stderr)
+    if json_file == "-":
+        print(result.json())
+    else:
+        report.render(result, Console())
+        if json_file:
+            Path(json_file).write_text(result.json() + "\n", encoding="utf-8")
+    if result.client.latency.p50_s is None:
+        _fail(1, "no call was answered")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, or end the command with one line and its code."""
+    try:
+        return asyncio.run(work)
+    except HarkenError as error:
+        _fail(1, error)
+    except BadFile as error:
+        _fail(2, error)
+    except BrokenPipeError:
+        # The reader of stdout has left. Without this Python complains once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except OSError as error:
+        _fail(2, error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _fail(code: int, message: object) -> NoReturn:
+    """One line on stderr, whatever the message holds."""
+    print("harken: " + " ".join(str(message).split()), file=sys.stderr)
+    raise typer.Exit(code)

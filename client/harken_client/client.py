@@ -1,0 +1,329 @@
+"""The asynchronous client, the real one."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from typing import Literal, Self, TypedDict, Unpack, overload
+
+import grpc
+import numpy as np
+from harken.v1 import encoder_pb2 as pb
+
+from harken_client import health, wire
+from harken_client.connection import Connection
+from harken_client.errors import HarkenError, InternalError, moved, placed
+from harken_client.retry import Deadline, checked_timeout_s
+from harken_client.source import StreamInput, iterate
+from harken_client.stream import MAX_WINDOW, BulkRun
+from harken_client.values import Encoding, Input, ModelInfo, Output, Priority, StreamResult, Vector
+
+DEFAULT_TARGET = "localhost:8001"
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+# The answer to one sentence is at most this large for any model, hidden sizes up to 8,192.
+_ANY_SENTENCE_BYTES = wire.sentence_answer_bytes(8192)
+
+
+class CallOptions(TypedDict, total=False):
+    """What every encoding call takes beside its inputs."""
+
+    truncate: bool
+    model: str | None
+    version: int | None
+    timeout_s: float | None
+    priority: Priority | None
+
+
+class AsyncClient:
+    """A client of one harken server. Belongs to the event loop in which it is first used.
+
+        async with AsyncClient("localhost:8001") as client:
+            vectors = await client.encode(["first text", "second text"])
+
+    target              host:port
+    model, version      asked for where a call names none; "" is the server's only model, 0 its
+                        highest version that is ready
+    timeout_s           the longest that a call may take, its retries included
+    max_message_bytes   the largest request and the largest answer
+    max_inputs          the most inputs in one call; longer lists become several calls
+    tenant              who asks, for fair shares between tenants
+    max_attempts        how often one call may be made in all; 1 turns retries off
+    credentials         TLS and call credentials; None is plain text
+
+    A call is repeated only where the server says so (google.rpc.RetryInfo), not before its
+    delay, or where no connection could be made; never past the deadline. A connection that
+    broke before the answer is not repeated, but raises Unavailable.
+
+    Every method raises HarkenError, or what harken_client.errors draws below it.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        model: str = "",
+        version: int = 0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        max_inputs: int = 1024,
+        tenant: str = "",
+        priority: Priority = "interactive",
+        max_attempts: int = 4,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        if max_inputs < 1 or max_attempts < 1:
+            raise ValueError("max_inputs and max_attempts are at least 1")
+        self._target = target
+        self._model = model
+        self._version = version
+        self._timeout_s = checked_timeout_s(timeout_s)
+        self._limits = wire.CallLimits(max_inputs, max_message_bytes)
+        self._tenant = tenant
+        self._priority = priority
+        self._max_attempts = max_attempts
+        self._credentials = credentials
+        self._open_connection: Connection | None = None
+        self._closed = False
+        self._known_models: dict[tuple[str, int], ModelInfo] = {}
+
+    async def __aenter__(self) -> Self:
+        self._connection()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel what is under way and close the connection. Later calls raise RuntimeError."""
+        self._closed = True
+        if self._open_connection is not None:
+            await self._open_connection.close()
+
+    @overload
+    async def encode(
+        self, inputs: Sequence[Input], *, output: Literal["sentence"] = ..., **options: Unpack[CallOptions]
+    ) -> Vector: ...
+
+    @overload
+    async def encode(
+        self, inputs: Sequence[Input], *, output: Literal["tokens"], **options: Unpack[CallOptions]
+    ) -> list[Vector]: ...
+
+    async def encode(
+        self,
+        inputs: Sequence[Input],
+        *,
+        output: Output = "sentence",
+        truncate: bool = False,
+        model: str | None = None,
+        version: int | None = None,
+        timeout_s: float | None = None,
+        priority: Priority | None = None,
+    ) -> Vector | list[Vector]:
+        """Encode texts, or sequences of token ids.
+
+        Returns float32 [inputs, hidden]; for output="tokens" a list with one float32
+        [tokens, hidden] for each input, special tokens included. An input over the model's
+        maximum length is an error, unless `truncate` lets it lose its end. `timeout_s` holds
+        for the whole list. The first input that fails raises its error, `index` set.
+        """
+        encodings = await self.encode_detailed(
+            inputs,
+            output=output,
+            truncate=truncate,
+            model=model,
+            version=version,
+            timeout_s=timeout_s,
+            priority=priority,
+        )
+        if output == "tokens":
+            return [encoding.vector.copy() for encoding in encodings]
+        if not encodings:
+            info = await self.model(model, version, timeout_s=timeout_s)
+            return np.empty((0, info.hidden_size), np.float32)
+        return np.stack([encoding.vector for encoding in encodings])
+
+    @overload
+    async def encode_detailed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        output: Output = ...,
+        return_errors: Literal[False] = ...,
+        **options: Unpack[CallOptions],
+    ) -> list[Encoding]: ...
+
+    @overload
+    async def encode_detailed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        output: Output = ...,
+        return_errors: Literal[True],
+        **options: Unpack[CallOptions],
+    ) -> list[Encoding | HarkenError]: ...
+
+    async def encode_detailed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        output: Output = "sentence",
+        truncate: bool = False,
+        model: str | None = None,
+        version: int | None = None,
+        timeout_s: float | None = None,
+        priority: Priority | None = None,
+        return_errors: bool = False,
+    ) -> list[Encoding] | list[Encoding | HarkenError]:
+        """As `encode`, with the length, the timings and the model version of each answer.
+
+        With `return_errors` an input that fails stands in the list as its HarkenError. Errors of
+        the whole call are raised all the same: the server checks all inputs before any work.
+        """
+        if isinstance(inputs, str):
+            raise TypeError("inputs is a list; for one text write encode([text])")
+        deadline = self._deadline(timeout_s)
+        name, number = self._asked(model, version)
+        options = wire.options_message(output, truncate, priority or self._priority, self._tenant)
+        messages = [wire.input_message(value) for value in inputs]
+        bounds = await self._answer_bytes(messages, output, name, number, deadline)
+
+        outcomes: list[Encoding | HarkenError] = []
+        for start, end in wire.split(messages, self._limits, bounds):
+            request = pb.EncodeRequest(model=name, version=number, options=options, inputs=messages[start:end])
+            try:
+                response = await self._connection().call(self._connection().stub.Encode, request, deadline)
+            except HarkenError as error:
+                raise moved(error, start)  # noqa: B904 - the same error, told in the caller's positions
+            if len(response.results) != end - start:
+                raise InternalError(f"{end - start} inputs got {len(response.results)} answers")
+            for index, result in enumerate(response.results, start):
+                try:
+                    outcomes.append(wire.encoding(result, response.model, response.version))
+                except HarkenError as error:
+                    outcomes.append(placed(error, index))
+                    if not return_errors:
+                        raise
+        return outcomes
+
+    async def encode_stream(
+        self,
+        inputs: AsyncIterable[StreamInput] | Iterable[StreamInput],
+        *,
+        ordered: bool = True,
+        window: int = MAX_WINDOW,
+        output: Output = "sentence",
+        truncate: bool = False,
+        model: str | None = None,
+        version: int | None = None,
+        timeout_s: float | None = None,
+        priority: Priority | None = None,
+    ) -> AsyncGenerator[StreamResult, None]:
+        """Encode any number of inputs in bounded memory.
+
+        `inputs` yields inputs, or pairs (id, input), with an id of at most 256 bytes. Every input
+        gives exactly one StreamResult; one that fails carries `.error` and stops nothing. `ordered`
+        gives them back in the order of the source, otherwise as they are ready. At most `window`
+        (256) inputs are between the source and the caller. Plain iterables that are no sequence
+        are read in a thread of their own.
+
+        `timeout_s` is the longest silence: DeadlineExceeded if the server owes answers and gives
+        none for so long. When the server drains, the rest goes on over a new stream, nothing lost
+        nor doubled.
+        """
+        if isinstance(inputs, str):
+            raise TypeError("inputs yields texts; for one text write encode_stream([text])")
+        if not 1 <= window <= MAX_WINDOW:
+            raise ValueError(f"window is between 1 and {MAX_WINDOW}, not {window}")
+        name, number = self._asked(model, version)
+        options = wire.options_message(output, truncate, priority or self._priority, self._tenant)
+        run = BulkRun(
+            self._connection(),
+            pb.StreamOpen(model=name, version=number, options=options),
+            self._limits,
+            ordered=ordered,
+            window=window,
+            timeout_s=self._timeout_s if timeout_s is None else checked_timeout_s(timeout_s),
+        )
+        results = run.results(iterate(inputs))
+        try:
+            async for result in results:
+                yield result
+        finally:
+            await results.aclose()
+
+    async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
+        """Every model version that the server holds."""
+        connection = self._connection()
+        response = await connection.call(connection.stub.ListModels, pb.ListModelsRequest(), self._deadline(timeout_s))
+        return [wire.model_info(message) for message in response.models]
+
+    async def model(
+        self, name: str | None = None, version: int | None = None, *, timeout_s: float | None = None
+    ) -> ModelInfo:
+        """One model version, by default the one that `encode` would ask. Raises ModelNotFound."""
+        connection = self._connection()
+        name, version = self._asked(name, version)
+        response = await connection.call(
+            connection.stub.GetModel,
+            pb.GetModelRequest(model=name, version=version),
+            self._deadline(timeout_s),
+        )
+        return wire.model_info(response.model)
+
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """SERVING, NOT_SERVING or UNKNOWN; the whole server by default. Raises ModelNotFound."""
+        return await health.check(self._connection(), service, self._deadline(timeout_s))
+
+    async def watch_health(self, service: str = "") -> AsyncGenerator[str, None]:
+        """The health now and at each change, for as long as the server lets watch: the one call
+        without a deadline. Waits for a server that is not there yet.
+        """
+        statuses = health.watch(self._connection(), service)
+        try:
+            async for status in statuses:
+                yield status
+        finally:
+            await statuses.aclose()
+
+    async def wait_ready(self, timeout_s: float | None = None, *, service: str = "") -> None:
+        """Return once the server is there and SERVING. Raises DeadlineExceeded."""
+        await health.wait_serving(self._connection(), service, self._deadline(timeout_s))
+
+    def _connection(self) -> Connection:
+        if self._closed:
+            raise RuntimeError("this client is closed; make a new one")
+        if self._open_connection is None:
+            self._open_connection = Connection(
+                self._target,
+                max_message_bytes=self._limits.max_message_bytes,
+                max_attempts=self._max_attempts,
+                credentials=self._credentials,
+            )
+        return self._open_connection
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s, time.monotonic())
+
+    def _asked(self, model: str | None, version: int | None) -> tuple[str, int]:
+        """A call that names another model does not inherit this client's version."""
+        if model is None:
+            return self._model, self._version if version is None else version
+        return model, version or 0
+
+    async def _answer_bytes(
+        self, messages: list[pb.Input], output: Output, model: str, version: int, deadline: Deadline
+    ) -> Sequence[int] | int:
+        """Upper bounds of the answers' sizes. Asks for the model only where it matters, and once."""
+        room_bytes = self._limits.body_bytes
+        if len(messages) <= 1:
+            return 0
+        if output == "sentence" and len(messages) * _ANY_SENTENCE_BYTES <= room_bytes:
+            return _ANY_SENTENCE_BYTES
+        info = self._known_models.get((model, version))
+        if info is None:
+            info = await self.model(model, version, timeout_s=deadline.remaining_s(time.monotonic()))
+            self._known_models[model, version] = info
+        if output == "sentence":
+            return wire.sentence_answer_bytes(info.hidden_size)
+        return [wire.token_answer_bytes(message, info) for message in messages]

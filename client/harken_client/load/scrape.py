@@ -1,0 +1,103 @@
+"""The server's side of a run: what its /metrics counted between two moments."""
+
+import math
+import re
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+_LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of observations. `buckets` are (upper bound, observations up to it), bounds ascending."""
+
+    buckets: tuple[tuple[float, float], ...]
+    total: float
+    count: float
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+    def quantile(self, share: float) -> float | None:
+        """Within its bucket linearly, as PromQL's histogram_quantile; None without observations."""
+        rank = share * self.count
+        for (low, below), (high, up_to) in pairwise(((0.0, 0.0), *self.buckets)):
+            if up_to >= rank and up_to > below:
+                return low if math.isinf(high) else low + (high - low) * (rank - below) / (up_to - below)
+        return None
+
+
+class Metrics:
+    """What one scrape saw."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
+
+    def value(self, name: str, **labels: str) -> float:
+        """Sum over the samples that have these labels; 0 without any."""
+        return sum(sample.value for sample in self._matching(name, labels))
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        buckets: dict[float, float] = {}
+        for sample in self._matching(f"{name}_bucket", labels):
+            bound = float(sample.labels["le"])
+            buckets[bound] = buckets.get(bound, 0.0) + sample.value
+        return Histogram(
+            tuple(sorted(buckets.items())),
+            self.value(f"{name}_sum", **labels),
+            self.value(f"{name}_count", **labels),
+        )
+
+    def _matching(self, name: str, labels: dict[str, str]) -> Iterator[Sample]:
+        return (s for s in self._samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def between(before: Histogram, after: Histogram) -> Histogram:
+    """What was observed after `before` and up to `after`."""
+    earlier = dict(before.buckets)
+    return Histogram(
+        tuple((bound, count - earlier.get(bound, 0.0)) for bound, count in after.buckets),
+        after.total - before.total,
+        after.count - before.count,
+    )
+
+
+def parse(text: str) -> Metrics:
+    """Read the Prometheus text format; comments, and lines that are none of it, are passed over."""
+    samples = []
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        labels = {name: _ESCAPE.sub(_unescape, value) for name, value in _LABEL.findall(match[2] or "")}
+        try:
+            samples.append(Sample(match[1], labels, float(match[3])))
+        except ValueError:
+            continue
+    return Metrics(samples)
+
+
+def _unescape(found: re.Match[str]) -> str:
+    return "\n" if found[1] == "n" else found[1]
+
+
+def scrape(url: str) -> Metrics:
+    """Blocks for at most some seconds. Raises OSError if nothing answers at `url`."""
+    if not url.startswith(("http://", "https://")):
+        raise OSError(f"{url} is no http address")
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - http or https, checked
+        return parse(response.read().decode())

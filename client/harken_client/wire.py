@@ -1,0 +1,147 @@
+"""Between the caller's values and the messages of harken.v1, and how a long list becomes several calls."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from harken.v1 import encoder_pb2 as pb
+
+from harken_client import values
+from harken_client.errors import FieldViolation, InternalError, InvalidInput, from_status
+
+_OUTPUTS: dict[str, pb.Output.ValueType] = {"sentence": pb.OUTPUT_SENTENCE, "tokens": pb.OUTPUT_TOKENS}
+_PRIORITIES: dict[str, pb.Priority.ValueType] = {
+    "interactive": pb.PRIORITY_INTERACTIVE,
+    "bulk": pb.PRIORITY_BULK,
+}
+_MODEL_FIELDS = [field.name for field in fields(values.ModelInfo)]
+
+# Over the bytes of its text or of its vectors, a message spends at most this on tags, shape and timings.
+_INPUT_OVERHEAD_BYTES = 16
+_RESULT_OVERHEAD_BYTES = 160
+_CALL_OVERHEAD_BYTES = 4096
+_NS_PER_S = 1e9
+
+
+def input_message(value: values.Input) -> pb.Input:
+    """Raises TypeError if `value` is neither a text nor integers, ValueError if it cannot be written."""
+    if isinstance(value, str):
+        return pb.Input(text=value)
+    if isinstance(value, bytes | bytearray):
+        raise TypeError("an input is a str or a sequence of token ids, not bytes: decode it first")
+    ids = value.tolist() if isinstance(value, np.ndarray) else value
+    try:
+        if isinstance(ids, Sequence):
+            return pb.Input(token_ids=pb.TokenIds(ids=ids))
+    except TypeError:
+        pass  # a member that is no integer; told as any other wrong type
+    raise TypeError(f"an input is a str or a sequence of token ids (integers), not {value!r:.60}")
+
+
+def options_message(output: values.Output, truncate: bool, priority: values.Priority, tenant: str) -> pb.EncodeOptions:
+    """Raises ValueError for an output or a priority that the contract does not know."""
+    for name, value, known in (("output", output, _OUTPUTS), ("priority", priority, _PRIORITIES)):
+        if value not in known:
+            raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
+    return pb.EncodeOptions(
+        output=_OUTPUTS[output],
+        truncation=pb.TRUNCATION_RIGHT if truncate else pb.TRUNCATION_REFUSE,
+        priority=_PRIORITIES[priority],
+        tenant=tenant,
+    )
+
+
+def encoding(result: pb.Result, model: str, version: int) -> values.Encoding:
+    """The answer in one result. Raises the HarkenError that it carries instead, its index unset."""
+    if result.WhichOneof("outcome") != "embedding":
+        raise from_status(result.error)
+    tensor = result.embedding
+    if tensor.data_type != pb.DATA_TYPE_FLOAT32:
+        raise InternalError(f"the server answered with data type {tensor.data_type}, unknown to this client")
+    timings = result.timings
+    return values.Encoding(
+        vector=np.frombuffer(tensor.data, dtype="<f4").reshape(tuple(tensor.shape)),
+        tokens=result.tokens,
+        truncated=result.truncated,
+        timings=values.Timings(
+            tokenize_s=timings.tokenize_ns / _NS_PER_S,
+            queue_s=timings.queue_ns / _NS_PER_S,
+            collate_s=timings.collate_ns / _NS_PER_S,
+            compute_s=timings.compute_ns / _NS_PER_S,
+            scatter_s=timings.scatter_ns / _NS_PER_S,
+            total_s=timings.total_ns / _NS_PER_S,
+        ),
+        model=model,
+        version=version,
+    )
+
+
+def model_info(message: pb.ModelInfo) -> values.ModelInfo:
+    return values.ModelInfo(**{name: getattr(message, name) for name in _MODEL_FIELDS})
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What one Encode call may hold."""
+
+    max_inputs: int
+    max_message_bytes: int
+
+    @property
+    def body_bytes(self) -> int:
+        return self.max_message_bytes - _CALL_OVERHEAD_BYTES
+
+    def check(self, message: pb.Input, index: int) -> int:
+        """Bytes that the input takes in a request. Raises InvalidInput if it fits in no call."""
+        size_bytes = message.ByteSize() + _INPUT_OVERHEAD_BYTES
+        if size_bytes > self.body_bytes:
+            violation = FieldViolation(
+                f"inputs[{index}]", f"takes {size_bytes} bytes; one call carries {self.body_bytes}"
+            )
+            raise InvalidInput(
+                "an input is larger than one message may be",
+                reason="INPUT_TOO_LARGE",
+                violations=[violation],
+                index=index,
+            )
+        return size_bytes
+
+
+def split(
+    inputs: Sequence[pb.Input], limits: CallLimits, answer_bytes: Sequence[int] | int
+) -> Iterator[tuple[int, int]]:
+    """Cut a list into calls that keep to the limits, in order.
+
+    `answer_bytes` bounds the bytes of each input's answer. Yields (start, end), none of them empty.
+    Raises InvalidInput if one input alone exceeds a request.
+    """
+    start, request_sum, answer_sum = 0, 0, 0
+    for index, message in enumerate(inputs):
+        request = limits.check(message, index)
+        answer = answer_bytes if isinstance(answer_bytes, int) else answer_bytes[index]
+        full = (
+            index - start >= limits.max_inputs
+            or request_sum + request > limits.body_bytes
+            or answer_sum + answer > limits.body_bytes
+        )
+        if full and index > start:
+            yield start, index
+            start, request_sum, answer_sum = index, 0, 0
+        request_sum += request
+        answer_sum += answer
+    if inputs:
+        yield start, len(inputs)
+
+
+def sentence_answer_bytes(hidden_size: int) -> int:
+    return 4 * hidden_size + _RESULT_OVERHEAD_BYTES
+
+
+def token_answer_bytes(message: pb.Input, info: values.ModelInfo) -> int:
+    """Upper bound of an answer with one vector for each token."""
+    if message.WhichOneof("content") == "token_ids":
+        length = len(message.token_ids.ids)
+    else:
+        # No tokenizer makes more tokens of a text than it has bytes, but for its few special ones.
+        length = len(message.text.encode()) + 8
+    return 4 * info.hidden_size * min(length, info.max_length) + _RESULT_OVERHEAD_BYTES

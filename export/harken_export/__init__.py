@@ -1,0 +1,1 @@
+"""Turns a BERT encoder into a bundle that a harken server loads: PyTorch in, checked ONNX out."""

@@ -1,0 +1,89 @@
+"""The whole export: trace, verify, describe, publish."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+import onnxruntime  # type: ignore[import-untyped]  # ships no types
+import torch
+from harken.v1.bundle_pb2 import Bundle, Parity, TensorSpec
+
+from .bundle import FORMAT, MODEL, TOKENIZER, Precision, bundle_folder, describe_files, staged, write_manifest
+from .checkpoints import Checkpoint
+from .trace import GRAPH, OPSET, write_onnx
+from .verify import verify
+
+# Called with what begins now, and held open until that ends.
+Progress = Callable[[str], AbstractContextManager[None]]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    models_dir: Path,
+    name: str,
+    version: int = 1,
+    *,
+    precision: Precision = "fp32",
+    force: bool = False,
+    progress: Progress = lambda _: nullcontext(),
+) -> Path:
+    """Write `models_dir/name/version/` and return it.
+
+    Raises an ExportError: InvalidBundleName, BundleExists unless `force`, ModelTooLarge, ParityFailed. Whatever
+    is raised, no half bundle is left.
+    """
+    target = bundle_folder(models_dir, name, version)
+    with staged(target, force=force) as folder:
+        encoder = checkpoint.encoder()
+        with progress("trace to ONNX"):
+            write_onnx(encoder, precision, folder / MODEL)
+        with progress("verify against PyTorch"):
+            parity = verify(encoder, folder / MODEL, precision)
+        with progress("write the bundle"):
+            if checkpoint.tokenizer_json is not None:
+                (folder / TOKENIZER).write_bytes(checkpoint.tokenizer_json)
+            manifest = describe(checkpoint, name, version, precision, parity)
+            manifest.files.extend(describe_files(folder))
+            write_manifest(manifest, folder)
+    return target
+
+
+def describe(checkpoint: Checkpoint, name: str, version: int, precision: Precision, parity: Parity) -> Bundle:
+    """The manifest but for the files."""
+    config = checkpoint.config
+    tokens = ["batch", "length"]
+    return Bundle(
+        format=FORMAT,
+        name=name,
+        version=version,
+        architecture="bert",
+        layers=config.layers,
+        heads=config.heads,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_length=config.max_length,
+        pooling="mean",
+        normalized=True,
+        precision=precision,
+        graph=GRAPH,
+        opset=OPSET,
+        inputs=[
+            TensorSpec(name="input_ids", data_type="int64", shape=tokens),
+            TensorSpec(name="attention_mask", data_type="int64", shape=tokens),
+        ],
+        outputs=[
+            TensorSpec(name="sentence_embedding", data_type="float32", shape=["batch", str(config.hidden_size)]),
+            TensorSpec(name="token_embeddings", data_type="float32", shape=[*tokens, str(config.hidden_size)]),
+        ],
+        weights=checkpoint.origin,
+        parity=parity,
+        made_with={
+            "harken": metadata.version("harken"),
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "torch": torch.__version__,
+        },
+    )

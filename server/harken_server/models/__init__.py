@@ -1,0 +1,1 @@
+"""Bundles: reading and checking them, their tokenizer, and which versions are served."""

@@ -1,0 +1,81 @@
+"""Which model versions are served, and which one a request means."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from harken.v1 import bundle_pb2
+
+from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
+from harken_server.models.bundle import MANIFEST, NAME, BundleError
+from harken_server.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of one model that is ready."""
+
+    manifest: bundle_pb2.Bundle
+    sha256: str
+    """Of the manifest, in hex."""
+    tokenizer: Tokenizer | None
+    device: str
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name and version."""
+        return self.manifest.name, self.manifest.version
+
+
+class Repository:
+    """The models that are ready."""
+
+    def __init__(self) -> None:
+        self._models: Final[dict[str, dict[int, Model]]] = {}
+
+    def add(self, model: Model) -> None:
+        """Serve this version from now on."""
+        name, version = model.key
+        self._models.setdefault(name, {})[version] = model
+
+    def find(self, name: str, version: int) -> Model:
+        """The version that a request means: no name is the only model, version 0 is the highest.
+
+        Raises ModelNotFound, or InvalidRequest where no name is given and several models are there.
+        """
+        if not name:
+            if len(self._models) != 1:
+                raise InvalidRequest((AmbiguousModel("model", tuple(sorted(self._models))),))
+            name = next(iter(self._models))
+        versions = self._models.get(name, {})
+        model = versions.get(version or max(versions, default=0))
+        if model is None:
+            raise ModelNotFound(name, version, tuple(sorted(self._models)), tuple(sorted(versions)))
+        return model
+
+    def default_version(self, name: str) -> int:
+        """The version of a request that names none."""
+        return max(self._models[name])
+
+    def __iter__(self) -> Iterator[Model]:
+        for _, versions in sorted(self._models.items()):
+            for _, model in sorted(versions.items()):
+                yield model
+
+
+def find_bundles(models: Path) -> list[Path]:
+    """Every NAME/VERSION folder under `models`. Raises BundleError if there is none."""
+    if not models.is_dir():
+        raise BundleError(f"{models}: no such folder; `harken-export minilm --models {models}` makes a first bundle")
+    folders = [
+        folder
+        for folder in models.glob("*/*")
+        if NAME.fullmatch(folder.parent.name) and folder.name.isdecimal() and int(folder.name) > 0 and folder.is_dir()
+    ]
+    if not folders:
+        raise BundleError(
+            f"{models}: holds no bundle (a folder NAME/VERSION with {MANIFEST}); "
+            f"`harken-export minilm --models {models}` makes one"
+        )
+    return sorted(folders, key=lambda folder: (folder.parent.name, int(folder.name)))

@@ -1,0 +1,72 @@
+"""Text to token ids, off the event loop, with a bound on the work that one text can cause."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from harken_server.models.bundle import BundleError
+
+Ids = npt.NDArray[np.int64]
+
+# A token takes some 4 characters of text; a text this much longer than the model's maximum is cut before it
+# is tokenised, unless the cut turns out to matter.
+_CHARACTERS_PER_TOKEN: Final = 16
+# WordPiece looks at one word at a time, and makes a word of over 100 characters one unknown token: a cut
+# can change no token but the last 100.
+_DISTURBED_TOKENS: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text as the model reads it."""
+
+    ids: Ids
+    """int64 [length], special tokens included, at most the model's maximum length."""
+    full_length: int
+    """Tokens of the whole text, special tokens included; more than len(ids) if it was cut."""
+    counted_all: bool
+    """False if the text was so much longer than the model that counting stopped at `full_length`."""
+    special: int
+    """How many of the ids are special tokens."""
+
+
+class Tokenizer:
+    """The tokenizer of one bundle. Calls release the GIL and may come from several threads."""
+
+    def __init__(self, content: bytes, max_length: int) -> None:
+        """`content`: a tokenizer.json. Raises BundleError if it is none."""
+        try:
+            tokenizer = HuggingFaceTokenizer.from_buffer(content)
+        except Exception as error:
+            raise BundleError(f"tokenizer.json: {error}") from error
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        self._tokenizer: Final = tokenizer
+        self._special: Final = tokenizer.num_special_tokens_to_add(is_pair=False)
+        self._enough_characters: Final = max_length * _CHARACTERS_PER_TOKEN
+        self._enough_tokens: Final = max_length + _DISTURBED_TOKENS
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokenise each text by itself."""
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> Tokens:
+        if len(text) > self._enough_characters:
+            start = self._whole(text[: self._enough_characters], counted_all=False)
+            if start.full_length > self._enough_tokens:
+                return start
+        return self._whole(text, counted_all=True)
+
+    def _whole(self, text: str, counted_all: bool) -> Tokens:
+        encoding = self._tokenizer.encode(text)
+        rest = sum(len(more.ids) - self._special for more in encoding.overflowing)
+        return Tokens(
+            ids=np.array(encoding.ids, np.int64),
+            full_length=len(encoding.ids) + rest,
+            counted_all=counted_all,
+            special=self._special,
+        )

@@ -1,0 +1,223 @@
+"""The command `harken`, as a process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from client.fake_server import BAD, FakeEncoder, free_port, serving, vector
+from grpc_health.v1 import health_pb2
+
+COMMAND = [sys.executable, "-c", "from harken_client.cli import main; main()"]
+
+
+def harken(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def record(index: int, text: str, **more: object) -> dict[str, object]:
+    row = [float(x) for x in vector(text)]
+    return {"index": index, "vector": row, "tokens": len(text.split()) + 2, "truncated": False} | more
+
+
+def rows(texts: list[str]) -> np.ndarray[Any, Any]:
+    return np.stack([vector(text) for text in texts])
+
+
+def test_texts_as_arguments_become_json_lines(target: str) -> None:
+    finished = harken("encode", "first text", "second", "--server", target)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert records(finished.stdout) == [record(0, "first text"), record(1, "second")]
+
+
+def test_lines_of_standard_input_are_encoded(target: str) -> None:
+    finished = harken("encode", "--server", target, stdin="a b\r\nüml\n")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert records(finished.stdout) == [record(0, "a b"), record(1, "üml")]
+
+
+def test_token_vectors_are_written_as_rows(target: str) -> None:
+    finished = harken("encode", "a", "--tokens", "--server", target)
+    assert records(finished.stdout) == [record(0, "a", vector=[[float(x) for x in vector("a")]] * 3)]
+
+
+def test_jsonl_input_carries_ids_and_token_ids(target: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": "x", "text": "a"}\n{"ids": [5, 6]}\n{"id": 7, "text": "b"}')
+    finished = harken("encode", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "-s", target)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    ids = {"vector": [float(x) for x in vector((5, 6))], "tokens": 2}
+    assert records((tmp_path / "out.jsonl").read_text()) == [
+        record(0, "a", id="x"),
+        record(1, "", **ids),
+        record(2, "b", id="7"),
+    ]
+
+
+def test_npy_output_has_one_row_per_line(target: str, tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in range(500)]
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    finished = harken("encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    encoded = np.load(tmp_path / "out.npy")
+    assert encoded.dtype == np.float32
+    np.testing.assert_array_equal(encoded, rows(texts))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.npy"]
+
+
+def test_failed_inputs_are_told_and_stop_nothing(fake: FakeEncoder, target: str, tmp_path: Path) -> None:
+    fake.refuse_texts = {"bad": BAD}
+    (tmp_path / "in.txt").write_text("a\nbad\nc\n")
+    to_json = harken("encode", "-i", tmp_path / "in.txt", "-s", target)
+    to_npy = harken("encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target)
+    message = "INVALID_ARGUMENT (BAD_INPUT): bad input; inputs[1].text: inputs[1].text is bad"
+    for finished in (to_json, to_npy):
+        assert (finished.returncode, finished.stderr) == (1, f"harken: 1 inputs failed; input 1: {message}\n")
+    error = {"code": "INVALID_ARGUMENT", "reason": "BAD_INPUT", "message": message}
+    assert records(to_json.stdout) == [record(0, "a"), {"index": 1, "error": error}, record(2, "c")]
+    encoded = np.load(tmp_path / "out.npy")
+    np.testing.assert_array_equal(encoded, np.stack([vector("a"), np.full(8, np.nan), vector("c")]))
+
+
+@pytest.mark.parametrize(("output", "progress"), [("out.npy", "out.npy.part"), ("out.jsonl", "out.jsonl")])
+def test_a_killed_run_is_resumed_where_it_was(
+    output: str, progress: str, fake: FakeEncoder, target: str, tmp_path: Path
+) -> None:
+    texts = [f"text {i} " + "x" * 100 for i in range(3000)]
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / output, "-s", target]
+    fake.pace_s = 0.001
+    running = subprocess.Popen([*COMMAND, *map(str, arguments)])
+    part = tmp_path / progress
+    while not part.exists() or part.stat().st_size < 20_000:
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    assert part.stat().st_size > 0
+    fake.pace_s = 0.0
+    fake.answered.clear()
+    with part.open("ab") as file:
+        file.write(b"torn")
+
+    finished = harken(*arguments, "--resume")
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert 0 < fake.answered.total() < 3000
+    if output == "out.npy":
+        np.testing.assert_array_equal(np.load(tmp_path / output), rows(texts))
+    else:
+        expected = [record(i, text) for i, text in enumerate(texts)]
+        assert records((tmp_path / output).read_text()) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", output]
+
+
+def test_a_complete_npy_is_not_resumed(target: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\n")
+    arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target]
+    assert harken(*arguments).returncode == 0
+    finished = harken(*arguments, "--resume")
+    assert finished.returncode == 2
+    assert finished.stderr == f"harken: {tmp_path}/out.npy is complete; there is nothing to resume\n"
+
+
+def test_ctrl_c_ends_with_130_and_no_word(target: str) -> None:
+    running = subprocess.Popen(
+        [*COMMAND, "encode", "-s", target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdin is not None
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdin.write("a\n" * 200)
+    running.stdin.flush()
+    assert json.loads(running.stdout.readline())["index"] == 0  # it runs, and waits for more lines
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert running.stderr.read() == ""
+    for pipe in (running.stdin, running.stdout, running.stderr):
+        pipe.close()
+
+
+def test_a_server_that_is_not_there_is_one_line_and_1() -> None:
+    finished = harken("models", "--server", f"127.0.0.1:{free_port()}")
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.startswith("harken: UNAVAILABLE: failed to connect")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_an_error_of_the_server_is_one_line_and_1(target: str) -> None:
+    finished = harken("encode", "a", "--model", "huge", "--server", target)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr == "harken: NOT_FOUND (MODEL_NOT_FOUND): no model huge\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", "a", "-o", "x.csv"], "--output ends in .npy or .jsonl, not as x.csv"),
+        (["encode", "-i", "x.csv"], "--input ends in .txt or .jsonl, not as x.csv"),
+        (["encode", "a", "-i", "x.txt"], "texts come as arguments or from --input, not both"),
+        (["encode", "a", "--resume"], "--resume needs --input and --output, the same as before"),
+        (["encode", "a", "-o", "x.npy", "--tokens"], "--tokens gives each input its own shape: write .jsonl"),
+        (["health", "--watch", "--wait", "1"], "--watch and --wait exclude one another"),
+        (
+            ["load", "--concurrency", "1", "--rate", "1"],
+            "--concurrency (closed loop) and --rate (open loop) exclude one another",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(arguments: list[str], message: str) -> None:
+    finished = harken(*arguments)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", f"harken: {message}\n")
+
+
+def test_a_file_that_is_not_what_it_should_be_is_named_with_its_line(target: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n{"words": 1}\n')
+    finished = harken("encode", "-i", path, "-s", target)
+    assert finished.returncode == 2
+    assert finished.stderr == f'harken: {path}:2: not an object with either "text" or "ids"\n'
+    missing = harken("encode", "-i", tmp_path / "none.txt", "-s", target)
+    assert missing.returncode == 2
+    assert missing.stderr == f"harken: [Errno 2] No such file or directory: '{tmp_path}/none.txt'\n"
+
+
+def test_models_are_listed(target: str) -> None:
+    finished = harken("models", "-s", target)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert [line.split() for line in finished.stdout.splitlines()] == [
+        ["model", "default", "hidden", "max", "length", "text", "precision", "device"],
+        ["tiny/3", "yes", "8", "16", "yes", "fp32", "cpu"],
+    ]
+
+
+def test_health_is_0_only_if_serving(fake: FakeEncoder) -> None:
+    with serving(fake) as target:
+        healthy = harken("health", "-s", target)
+        waited = harken("health", "--wait", "30", "-s", target)
+        unknown = harken("health", "--service", "no.such", "-s", target)
+    fake.serving_status = health_pb2.HealthCheckResponse.NOT_SERVING
+    with serving(fake) as target:
+        sick = harken("health", "-s", target)
+        in_vain = harken("health", "--wait", "0.2", "-s", target)
+    assert (healthy.returncode, healthy.stdout) == (0, "SERVING\n")
+    assert (waited.returncode, waited.stdout) == (0, "SERVING\n")
+    assert (sick.returncode, sick.stdout) == (1, "NOT_SERVING\n")
+    assert (in_vain.returncode, in_vain.stdout) == (1, "")
+    assert in_vain.stderr == f"harken: DEADLINE_EXCEEDED: {target} was not ready in time; last status: NOT_SERVING\n"
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr.startswith("harken: NOT_FOUND")

@@ -1,0 +1,106 @@
+"""`harken load` against a fake server, as a process."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+import pytest
+from client.fake_server import FakeEncoder, Refusal, free_port
+from harken.v1 import encoder_pb2 as pb
+
+COMMAND = [sys.executable, "-c", "from harken_client.cli import main; main()", "load"]
+SHORT = ["--duration", "0.6", "--warmup", "0.2", "--lengths", "fixed:8"]
+
+
+def load(target: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "--server", target, *SHORT, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+class _Metrics(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.scrapes += 1  # type: ignore[attr-defined]  # set below
+        body = f'harken_tokens_total{{model="tiny",kind="real"}} {self.server.scrapes}00\n'  # type: ignore[attr-defined]  # as above
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the test's output is its own."""
+
+
+@pytest.fixture
+def metrics_url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Metrics)
+    server.scrapes = 0  # type: ignore[attr-defined]  # read by the handler
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/metrics"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_closed_loop_is_measured_with_the_servers_side(fake: FakeEncoder, target: str, metrics_url: str) -> None:
+    fake.delay_s = 0.01
+    finished = load(target, "--concurrency", "3", "--metrics", metrics_url, "--json", "-")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    result = json.loads(finished.stdout)
+    assert result["setup"]["pace"] == "closed loop, 3 calls under way"
+    assert result["setup"]["server"] == target
+    assert result["client"]["errors"] == {}
+    assert result["client"]["calls"] > 0
+    assert result["client"]["tokens_per_s"] == pytest.approx(8 * result["client"]["sequences_per_s"])
+    assert result["client"]["latency"]["p50_s"] >= 0.01
+    assert result["server"]["padding_share"] == 0.0
+    assert all(len(call.inputs) == 1 and len(call.inputs[0].token_ids.ids) == 8 for call in fake.calls)
+    assert all(call.options.truncation == pb.TRUNCATION_RIGHT for call in fake.calls)
+
+
+def test_an_open_loop_sends_its_schedule_whatever_the_server_does(fake: FakeEncoder, target: str) -> None:
+    fake.delay_s = 1.0
+    arguments = ["--rate", "100", "--seed", "5", "--metrics", "none", "--json", "-", "--inputs-per-call", "2"]
+    finished = load(target, *arguments, "--deadline-ms", "30000", "--text", "--tokens")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    result = json.loads(finished.stdout)
+    assert result["setup"]["pace"] == "open loop, 100 calls/s (Poisson)"
+    assert result["setup"]["inputs"] == "text"
+    assert result["client"]["latency"]["p50_s"] >= 1.0
+    assert 30 < result["client"]["calls"] < 90
+    assert all(len(call.inputs) == 2 and call.options.output == pb.OUTPUT_TOKENS for call in fake.calls)
+    assert result["server"] is None
+
+
+def test_refusals_are_counted_by_code_and_reason_and_never_repeated(fake: FakeEncoder, target: str) -> None:
+    busy = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "BACKLOG_FULL", retry_after_s=0.01)
+    fake.refuse_on_call = dict.fromkeys(range(1, 100_000, 2), busy)
+    finished = load(target, "--metrics", "none", "--json", "-")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    result = json.loads(finished.stdout)
+    assert result["client"]["errors"].keys() == {"RESOURCE_EXHAUSTED BACKLOG_FULL"}
+
+
+def test_a_run_without_any_answer_ends_with_1(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_on_call = dict.fromkeys(range(1, 100_000), Refusal(grpc.StatusCode.INTERNAL, "broken"))
+    finished = load(target, "--metrics", "none")
+    assert (finished.returncode, finished.stderr) == (1, "harken: no call was answered\n")
+
+
+def test_metrics_that_do_not_answer_are_told_in_one_line(target: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}/metrics"
+    finished = load(target, "--metrics", url)
+    assert finished.returncode == 0
+    assert finished.stderr == f"harken: {url} did not answer, so the server's side is not told\n"
+    assert "not read" in finished.stdout
+
+
+def test_lengths_that_make_no_sense_are_one_line_and_2(target: str) -> None:
+    finished = load(target, "--lengths", "normal")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("harken: lengths 'normal' are not one of lognormal:median=40")
+    assert finished.stderr.count("\n") == 1

@@ -1,0 +1,107 @@
+"""The engine on real graphs: padding that changes nothing, errors with a name, and wheels that exclude each other."""
+
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from harken_server.execution import engine as engine_module
+from harken_server.execution.collate import PaddedBatch, collate
+from harken_server.execution.engine import (
+    SENTENCE,
+    TOKENS,
+    DeviceOptions,
+    DeviceUnavailable,
+    Engine,
+    EngineError,
+    check_installation,
+    cuda_is_built_in,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_models: Path) -> Engine:
+    return Engine((minilm_models / "all-MiniLM-L6-v2" / "1" / "model.onnx").read_bytes(), DeviceOptions("cpu"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_models: Path) -> Engine:
+    return Engine((tiny_models / "tiny" / "1" / "model.onnx").read_bytes(), DeviceOptions("cpu"))
+
+
+def with_garbage(batch: PaddedBatch, vocab_size: int, seed: int) -> PaddedBatch:
+    garbage = np.random.default_rng(seed).integers(0, vocab_size, batch.ids.shape)
+    return replace(batch, ids=np.where(batch.mask == 1, batch.ids, garbage))
+
+
+def test_garbage_in_the_padded_cells_changes_nothing(minilm: Engine) -> None:
+    rng = np.random.default_rng(0)
+    batch = collate([rng.integers(0, 30522, length) for length in (1, 7, 40, 128, 512)])
+    clean = minilm.run(batch, (SENTENCE, TOKENS))
+    dirty = minilm.run(with_garbage(batch, 30522, seed=1), (SENTENCE, TOKENS))
+    np.testing.assert_allclose(dirty[SENTENCE], clean[SENTENCE], atol=1e-6, rtol=0)
+    for row, length in enumerate(batch.lengths):
+        np.testing.assert_allclose(dirty[TOKENS][row, :length], clean[TOKENS][row, :length], atol=1e-5, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
+def test_a_sequence_alone_and_in_any_batch_agree(tiny: Engine, lengths: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, 1000, length) for length in lengths]
+    together = tiny.run(with_garbage(collate(rows), 1000, seed), (SENTENCE, TOKENS))
+    for index, row in enumerate(rows):
+        alone = tiny.run(collate([row]), (SENTENCE, TOKENS))
+        np.testing.assert_allclose(together[SENTENCE][index], alone[SENTENCE][0], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(together[TOKENS][index, : len(row)], alone[TOKENS][0], atol=1e-4, rtol=0)
+
+
+def test_only_what_is_asked_for_comes_back(tiny: Engine) -> None:
+    batch = collate([np.array([1, 2, 3])])
+    assert set(tiny.run(batch, (SENTENCE,))) == {SENTENCE}
+    both = tiny.run(batch, (TOKENS, SENTENCE))
+    assert (both[SENTENCE].shape, both[TOKENS].shape) == ((1, 32), (1, 3, 32))
+    assert both[SENTENCE].dtype == both[TOKENS].dtype == np.float32
+
+
+def test_what_onnx_runtime_refuses_is_one_error_and_the_session_goes_on(tiny: Engine) -> None:
+    with pytest.raises(EngineError):
+        tiny.run(collate([np.array([10_000_000])]), (SENTENCE,))
+    assert np.isfinite(tiny.run(collate([np.array([1])]), (SENTENCE,))[SENTENCE]).all()
+
+
+def test_bytes_that_are_no_graph_are_an_error_of_one_line() -> None:
+    with pytest.raises(EngineError) as error:
+        Engine(b"not a graph", DeviceOptions("cpu"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(cuda_is_built_in(), reason="this onnxruntime is built with CUDA")
+def test_cuda_without_a_gpu_is_said_not_fallen_back_from(tiny_models: Path) -> None:
+    model = (tiny_models / "tiny" / "1" / "model.onnx").read_bytes()
+    with pytest.raises(DeviceUnavailable, match="CUDA"):
+        Engine(model, DeviceOptions("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("installed", "refused"),
+    [({"onnxruntime"}, False), ({"onnxruntime-gpu"}, False), ({"onnxruntime", "onnxruntime-gpu"}, True)],
+)
+def test_both_runtime_wheels_at_once_are_refused(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], refused: bool
+) -> None:
+    def distribution(name: str) -> SimpleNamespace:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return SimpleNamespace(version="1.31.1")
+
+    monkeypatch.setattr(engine_module, "distribution", distribution)
+    if refused:
+        with pytest.raises(DeviceUnavailable, match=r"onnxruntime 1\.31\.1 and onnxruntime-gpu 1\.31\.1 are both"):
+            check_installation()
+    else:
+        check_installation()

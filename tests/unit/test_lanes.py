@@ -1,0 +1,131 @@
+"""A batch on its lane: padding, bisection, and vectors that are not finite."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import numpy as np
+import pytest
+from harken_server.errors import ComputeFailed
+from harken_server.execution.batcher import Batcher, Served
+from harken_server.execution.collate import PaddedBatch, collate
+from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Outputs
+from harken_server.execution.lanes import Lane, run_batch
+from harken_server.execution.pending import Pending, Stamps
+from harken_server.scheduling.admission import Capacity
+from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.cost import CostSurface
+from harken_server.scheduling.deadline import Deadline
+from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.policy import Limits
+from harken_server.scheduling.waiting import Priority
+from harken_server.telemetry.metrics import Metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+POISON, NAN, BUG = 666, 777, 888
+
+
+class FakeRunner:
+    """Answers each row with its own first id; fails on a batch that holds a poisoned row, as an engine would."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, ...]] = []
+
+    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        self.batches.append(batch.lengths)
+        if (batch.ids == POISON).any():
+            raise EngineError("poison")
+        if (batch.ids == BUG).any():
+            raise ZeroDivisionError
+        rows = batch.ids[:, :1].astype(np.float32)
+        rows[batch.ids[:, 0] == NAN] = np.nan
+        tokens = np.repeat(rows[:, None], batch.ids.shape[1], axis=1)
+        return {name: rows if name == SENTENCE else tokens for name in outputs}
+
+
+def pending(*ids: int, output: str = SENTENCE) -> Pending:
+    return Pending(
+        length=len(ids), deadline=Deadline(1e9), priority=Priority.INTERACTIVE, flow=object(), arrived_s=0.0,
+        ids=np.array(ids, np.int64), output=output, stamps=Stamps(0.0, 0.0), on_settled=lambda _: None,
+    )  # fmt: skip
+
+
+def ticks() -> Iterator[float]:
+    return (float(moment) for moment in count())
+
+
+def test_rows_are_padded_on_the_right_and_masked() -> None:
+    batch = collate([np.array([5, 6, 7]), np.array([8])])
+    np.testing.assert_array_equal(batch.ids, [[5, 6, 7], [8, 0, 0]])
+    np.testing.assert_array_equal(batch.mask, [[1, 1, 1], [1, 0, 0]])
+    assert batch.lengths == (3, 1)
+    assert batch.ids.dtype == batch.mask.dtype == np.int64
+
+
+@pytest.mark.parametrize("rows", [[], [np.array([1]), np.array([], np.int64)]])
+def test_a_batch_without_rows_or_with_an_empty_one_is_a_bug(rows: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        collate(rows)
+
+
+def test_each_gets_its_own_row_and_its_real_tokens_only() -> None:
+    batch = [pending(1, 2, 3), pending(9, output=TOKENS), pending(4, 4, output=TOKENS)]
+    ran = run_batch(FakeRunner(), batch, ticks().__next__)
+    assert [np.asarray(outcome).tolist() for outcome in ran.outcomes] == [[1.0], [[9.0]], [[4.0], [4.0]]]
+    assert ran.compute_s == 1.0
+    assert batch[0].stamps.collated_s < batch[0].stamps.computed_s
+
+
+@pytest.mark.parametrize("poison", [POISON, BUG])
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_a_failed_batch_is_halved_until_only_the_one_at_fault_fails(poison: int, at: int) -> None:
+    runner = FakeRunner()
+    ran = run_batch(runner, [pending(poison if index == at else index) for index in range(8)], ticks().__next__)
+    assert ran.outcomes[at] == ComputeFailed("ENGINE_FAILED")
+    others = [np.asarray(outcome).tolist() for index, outcome in enumerate(ran.outcomes) if index != at]
+    assert others == [[float(index)] for index in range(8) if index != at]
+    assert ran.compute_s == 0.0
+    assert [len(lengths) for lengths in runner.batches].count(1) == 2
+
+
+def test_a_vector_that_is_not_finite_is_never_sent() -> None:
+    ran = run_batch(FakeRunner(), [pending(1), pending(NAN), pending(3)], ticks().__next__)
+    assert ran.outcomes[1] == ComputeFailed("NOT_FINITE")
+    assert [np.asarray(ran.outcomes[0]).tolist(), np.asarray(ran.outcomes[2]).tolist()] == [[1.0], [3.0]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([1, 2, 3, POISON, NAN, BUG]), min_size=1, max_size=40))
+def test_whatever_fails_every_sequence_gets_its_own_outcome(firsts: list[int]) -> None:
+    ran = run_batch(FakeRunner(), [pending(first) for first in firsts], ticks().__next__)
+    for first, outcome in zip(firsts, ran.outcomes, strict=True):
+        if first in (POISON, BUG):
+            assert outcome == ComputeFailed("ENGINE_FAILED")
+        elif first == NAN:
+            assert outcome == ComputeFailed("NOT_FINITE")
+        else:
+            assert np.asarray(outcome).tolist() == [float(first)]
+
+
+async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
+    told: list[BaseException] = []
+    clock = ticks().__next__
+    metrics = Metrics()
+    batcher = Batcher(Capacity(10, 100), metrics, clock, told.append)
+    lane = Lane(0, clock)
+
+    class Broken(CostSurface):
+        def seconds(self, batch: int, padded_length: int) -> float:
+            raise KeyError("a bug in the core")
+
+    backlog: Backlog[Pending] = Backlog(Broken({(1, 1): 1.0}), MemoryModel(1, 1))
+    batcher.serve(("m", 1), Served(FakeRunner(), backlog, metrics.for_model("m")))
+    batcher.open([lane], Limits(8, 100, 1 << 30))
+    batcher.submit(("m", 1), [pending(1)])
+    assert [type(error) for error in told] == [KeyError]
+    lane.stop()
+
+
+def test_stages_sum_exactly_to_the_total() -> None:
+    stamps = Stamps(0.1234567891, 0.2, 0.30000000007, 0.4, 0.55555555555, 0.6)
+    assert sum(stamps.stages_ns().values()) == stamps.total_ns() == 476543211

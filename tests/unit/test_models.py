@@ -1,0 +1,108 @@
+"""The tokenizer and the repository."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harken.v1 import bundle_pb2
+from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
+from harken_server.models.bundle import BundleError, read_bundle
+from harken_server.models.repository import Model, Repository, find_bundles
+from harken_server.models.tokenizer import Tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+
+@pytest.fixture(scope="module")
+def content(minilm_models: Path) -> bytes:
+    return (minilm_models / "all-MiniLM-L6-v2" / "1" / "tokenizer.json").read_bytes()
+
+
+def test_short_text_is_itself_with_its_special_tokens(content: bytes) -> None:
+    (tokens,) = Tokenizer(content, 512).encode(["Hello, world"])
+    assert tokens.ids.tolist() == [101, 7592, 1010, 2088, 102]
+    assert (tokens.full_length, tokens.counted_all, tokens.special) == (5, True, 2)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n\t", "\u200b"])
+def test_text_of_nothing_has_special_tokens_only(content: bytes, empty: str) -> None:
+    (tokens,) = Tokenizer(content, 512).encode([empty])
+    assert len(tokens.ids) == tokens.special == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=60), st.integers(1, 400), st.integers(5, 40))
+def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
+    content: bytes, unit: str, times: int, most: int
+) -> None:
+    text = unit * times
+    plain = HuggingFaceTokenizer.from_buffer(content)
+    plain.no_truncation()
+    plain.no_padding()
+    whole = plain.encode(text).ids
+    (tokens,) = Tokenizer(content, most).encode([text])
+    assert (tokens.full_length > most) == (len(whole) > most)
+    if len(whole) <= most:
+        assert tokens.ids.tolist() == whole
+    else:
+        assert tokens.ids.tolist() == [*whole[: most - 1], whole[-1]]
+    if tokens.counted_all:
+        assert tokens.full_length == len(whole)
+    else:
+        assert most < tokens.full_length <= len(whole) + 128
+
+
+def test_a_file_that_is_no_tokenizer_is_refused() -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        Tokenizer(b"{}", 512)
+
+
+def repository(*versions: tuple[str, int]) -> Repository:
+    models = Repository()
+    for name, version in versions:
+        models.add(Model(bundle_pb2.Bundle(name=name, version=version), "0" * 64, None, "cpu"))
+    return models
+
+
+def test_the_default_version_is_the_highest() -> None:
+    models = repository(("a", 2), ("a", 10), ("a", 9))
+    assert models.find("", 0).key == ("a", 10)
+    assert models.find("a", 9).key == ("a", 9)
+    assert [model.key for model in models] == [("a", 2), ("a", 9), ("a", 10)]
+
+
+def test_what_is_not_there_is_told_with_what_is() -> None:
+    models = repository(("a", 2), ("b", 1))
+    with pytest.raises(ModelNotFound) as error:
+        models.find("a", 3)
+    assert (error.value.models, error.value.versions) == (("a", "b"), (2,))
+    with pytest.raises(InvalidRequest) as ambiguous:
+        models.find("", 0)
+    assert ambiguous.value.problems == (AmbiguousModel("model", ("a", "b")),)
+
+
+def test_only_folders_of_a_name_and_a_number_are_bundles(tmp_path: Path) -> None:
+    for folder in ("b/2", "a/10", "a/9", ".a.tmp/1", "a/latest", "a/0"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "c").write_text("")
+    assert [str(path.relative_to(tmp_path)) for path in find_bundles(tmp_path)] == ["a/9", "a/10", "b/2"]
+
+
+def test_a_link_out_of_the_bundle_is_refused(tiny_models: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "tiny" / "1"
+    bundle.mkdir(parents=True)
+    for file in (tiny_models / "tiny" / "1").iterdir():
+        (bundle / file.name).write_bytes(file.read_bytes())
+    assert read_bundle(bundle).manifest.name == "tiny"
+    outside = tmp_path / "outside.onnx"
+    (bundle / "model.onnx").rename(outside)
+    (bundle / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        read_bundle(bundle)
+
+
+def test_the_bytes_that_were_hashed_are_the_bytes_that_are_kept(tiny_models: Path) -> None:
+    bundle = read_bundle(tiny_models / "tiny" / "1")
+    assert np.frombuffer(bundle.model, np.uint8).size == bundle.manifest.files[0].size_bytes
+    assert bundle.tokenizer is None

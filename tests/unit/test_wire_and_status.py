@@ -1,0 +1,105 @@
+"""Bytes that do not parse, and refusals as gRPC says them."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import grpc
+import pytest
+from harken.v1 import bundle_pb2
+from harken.v1 import encoder_pb2 as pb
+from harken_server import errors
+from harken_server.rpc.status import answer, bug
+from harken_server.rpc.wire import parse, readable_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+LIMIT = 1 << 20
+
+
+def problems(kind: type[pb.EncodeRequest] | type[bundle_pb2.Bundle], raw: bytes) -> tuple[errors.Problem, ...]:
+    with pytest.raises(errors.InvalidRequest) as error:
+        parse(kind, raw, LIMIT)
+    return error.value.problems
+
+
+def test_every_text_that_is_not_utf8_is_named_by_its_path() -> None:
+    request = pb.EncodeRequest(model="AAAA", inputs=[pb.Input(text="fine"), pb.Input(text="BBBB")])
+    raw = request.SerializeToString().replace(b"AAAA", b"\xff\xfe\xfd\xfc").replace(b"BBBB", b"a\xf0\x28b")
+    assert problems(pb.EncodeRequest, raw) == (errors.NotUtf8("model"), errors.NotUtf8("inputs[1].text"))
+
+
+def test_fields_of_messages_in_messages_are_named_too() -> None:
+    manifest = bundle_pb2.Bundle(files=[bundle_pb2.BundleFile(name="ok"), bundle_pb2.BundleFile(name="AAAA")])
+    raw = manifest.SerializeToString().replace(b"AAAA", b"\xff\xfe\xfd\xfc")
+    assert problems(bundle_pb2.Bundle, raw) == (errors.NotUtf8("files[1].name"),)
+
+
+def test_what_can_be_read_of_a_bad_message_is_read() -> None:
+    message = pb.EncodeStreamRequest(input=pb.StreamInput(id="the-id", input=pb.Input(text="AAAA")))
+    raw = message.SerializeToString().replace(b"AAAA", b"\xff\xfe\xfd\xfc")
+    assert readable_text(pb.EncodeStreamRequest, raw, ("input", "id")) == "the-id"
+    assert readable_text(pb.EncodeStreamRequest, b"\xff\xff", ("input", "id")) == ""
+    raw = message.SerializeToString().replace(b"the-id", b"\xff\xfe\xfd\xfc\xfb\xfa")
+    assert readable_text(pb.EncodeStreamRequest, raw, ("input", "id")) == ""
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_parse_or_are_refused(raw: bytes) -> None:
+    try:
+        found: tuple[errors.Problem, ...] = ()
+        parse(pb.EncodeRequest, raw, LIMIT)
+    except errors.InvalidRequest as invalid:
+        found = invalid.problems
+    assert all(isinstance(problem, errors.NotUtf8 | errors.NotProtobuf) for problem in found)
+
+
+PROBLEMS = [
+    kind for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, errors.Problem) and kind is not errors.Problem
+]  # fmt: skip
+EXAMPLES: dict[object, Any] = {int: 7, str: "seven", bool: True, tuple[str, ...]: ("a", "b")}
+
+
+def example(kind: type[errors.Problem]) -> errors.Problem:
+    return kind(**{field.name: EXAMPLES[field.type] for field in dataclasses.fields(kind)})
+
+
+@pytest.mark.parametrize("kind", PROBLEMS, ids=lambda kind: kind.__name__)
+def test_every_problem_has_a_sentence_and_a_reason(kind: type[errors.Problem]) -> None:
+    refused = answer(errors.InvalidRequest((example(kind),)), "id")
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.reason == refused.reason.upper()
+    assert refused.status.message.startswith("seven: ")
+    assert refused.retry_after_s is None
+    assert dict(refused.trailers())["grpc-retry-pushback-ms"] == "-1"
+
+
+def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
+    later = [errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.NotReady("draining", 1.0)]
+    never = [
+        errors.InvalidRequest((errors.Missing("inputs"),)), errors.ModelNotFound("m", 0, (), ()), errors.Expired(True),
+        errors.Expired(False), errors.Abandoned(), errors.ComputeFailed("ENGINE_FAILED"),
+        errors.ComputeFailed("NOT_FINITE"), errors.BacklogFull(0, 9, 6, "tokens", 0.25),
+    ]  # fmt: skip
+    assert [answer(refusal, "id").retry_after_s for refusal in later] == [0.25, 1.0]
+    assert [dict(answer(refusal, "id").trailers())["grpc-retry-pushback-ms"] for refusal in later] == ["250", "1000"]
+    assert [answer(refusal, "id").retry_after_s for refusal in never] == [None] * len(never)
+
+
+def test_a_fault_of_the_server_carries_an_id_and_nothing_of_the_inside() -> None:
+    for refused in (bug("abc123"), answer(errors.ComputeFailed("ENGINE_FAILED"), "abc123")):
+        assert refused.code is grpc.StatusCode.INTERNAL
+        assert "abc123" in refused.status.message
+        assert "Traceback" not in refused.status.message
+
+
+def test_trailers_stay_small_whatever_was_sent() -> None:
+    long = "x" * 100_000
+    refusals = [
+        errors.ModelNotFound(long, 0, (long,), ()),
+        errors.InvalidRequest(tuple(errors.TextNotAccepted("inputs[0].text", long) for _ in range(16))),
+    ]
+    for refusal in refusals:
+        size = sum(len(key) + len(value) for key, value in answer(refusal, "id").trailers())
+        assert size < 8192 * 2

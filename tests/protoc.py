@@ -57,9 +57,8 @@ def check() -> list[str]:
         generate(fresh)
         made = {path.relative_to(fresh): path.read_bytes() for path in fresh.rglob("*_pb2*.py*")}
         held = {path.relative_to(PROTO): path.read_bytes() for path in PROTO.rglob("*_pb2*.py*")}
-        for path in sorted(made.keys() | held.keys()):
-            if made.get(path) != held.get(path):
-                wrong.append(f"proto/{path} is not what its .proto gives: run make proto")
+        stale = sorted(path for path in made.keys() | held.keys() if made.get(path) != held.get(path))
+        wrong += [f"proto/{path} is not what its .proto gives: run make proto" for path in stale]
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         (workspace / "buf.yaml").write_text(BUF)

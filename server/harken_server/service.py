@@ -33,8 +33,19 @@ from harken_server.models.tokenizer import Ids, Tokens
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import Priority
 
-Input = str | Ids | Problem
-"""A text, token ids int64 [length], or what the edge already found wrong with it."""
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Token ids as they were given."""
+
+    ids: Ids
+    """int64, the first ones, as many as the longest model takes."""
+    full_length: int
+    """How many were given."""
+
+
+Input = str | TokenIds | Problem
+"""A text, token ids, or what the edge already found wrong with it."""
 
 MAX_PROBLEMS: Final = 16
 """How many fields at fault one answer names."""
@@ -118,6 +129,11 @@ class Service:
         """The model version that a request means. Raises ModelNotFound, InvalidRequest, or NotReady while loading."""
         self._check_loaded()
         return self._repository.find(name, version)
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that any model takes, in tokens."""
+        return max((model.manifest.max_length for model in self._repository), default=0)
 
     def models(self) -> list[tuple[Model, int]]:
         """Every model version, with the version of that model that is its default. Raises NotReady while loading."""
@@ -220,7 +236,7 @@ class Service:
                 elif size_bytes > self._limits.text_bytes:
                     problems.append(TooManyBytes(f"{name}.text", size_bytes, self._limits.text_bytes))
             else:
-                problems += _check_ids(given, _field(given, name), model.manifest.vocab_size)
+                problems += _check_ids(given.ids, _field(given, name), model.manifest.vocab_size)
         _raise(problems)
         return text_bytes
 
@@ -237,8 +253,8 @@ class Service:
             if isinstance(given, str):
                 sequences.append(next(tokenized))
             else:
-                assert isinstance(given, np.ndarray)
-                sequences.append(Tokens(given[:limit], len(given), counted_all=True, special=0))
+                assert isinstance(given, TokenIds)
+                sequences.append(Tokens(given.ids[:limit], given.full_length, counted_all=True, special=0))
         return sequences
 
     def _check_sequences(

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     max_message_bytes: int = Field(
         16 * MIB, ge=1024, le=512 * MIB, description="Largest request message, and largest answer."
     )
-    max_text_bytes: int = Field(MIB, ge=1, description="Largest single text, in bytes of UTF-8.")
+    max_text_bytes: int = Field(MIB // 4, ge=1, description="Largest single text, in bytes of UTF-8.")
     max_tokenize_bytes: int = Field(
         64 * MIB,
         ge=1,

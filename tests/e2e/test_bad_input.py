@@ -98,10 +98,10 @@ def not_utf8(request: pb.EncodeRequest, marker: bytes) -> bytes:
             "inputs: has 1025 elements, over the limit of 1024",
         ),
         (
-            pb.EncodeRequest(inputs=text("a" * ((1 << 20) + 1))),
+            pb.EncodeRequest(inputs=text("a" * ((1 << 18) + 1))),
             "TOO_MANY_BYTES",
             ("inputs[0].text",),
-            "inputs[0].text: has 1048577 bytes, over the limit of 1048576",
+            "inputs[0].text: has 262145 bytes, over the limit of 262144",
         ),
         (
             pb.EncodeRequest(inputs=text("word " * 400) * 30, options=pb.EncodeOptions(output=pb.OUTPUT_TOKENS)),

@@ -272,3 +272,23 @@ def test_the_help_of_the_installed_command_explains_itself() -> None:
     done = subprocess.run(["harken-server", "--help"], capture_output=True, text=True, timeout=60, check=True)
     assert "HARKEN_GRPC_PORT" in done.stdout
     assert "--drain-delay-s" in done.stdout
+
+
+@pytest.mark.parametrize(("min_interval_s", "tolerated"), [("0.1", True), ("60", False)])
+def test_keepalive_pings_are_tolerated_down_to_the_setting(
+    tiny_models: Path, min_interval_s: str, tolerated: bool
+) -> None:
+    """An idle client that pings every 0.4 s keeps its connection, or is told to calm down."""
+    options = [
+        ("grpc.keepalive_time_ms", 400),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    with running_server(tiny_models, "--min-ping-interval-s", min_interval_s) as server:
+        states: list[grpc.ChannelConnectivity] = []
+        with grpc.insecure_channel(server.target, options) as channel:
+            channel.subscribe(states.append, try_to_connect=True)
+            grpc.channel_ready_future(channel).result(timeout=10)
+            time.sleep(4.0)
+            lost = grpc.ChannelConnectivity.READY in states[:-1]
+            assert lost is not tolerated

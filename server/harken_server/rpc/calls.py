@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -18,6 +19,8 @@ from harken_server.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 T = TypeVar("T")
+
+_ENDED_LATER: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -30,7 +33,11 @@ class Call:
     deadline: Deadline
     model: str = ""
     """The served model it is about, once that is known; nothing else may become a label."""
-    request_id: str = field(default_factory=lambda: uuid4().hex)
+
+    @cached_property
+    def request_id(self) -> str:
+        """What the log and an answer whose cause is in the server have in common. Most calls never need one."""
+        return uuid4().hex
 
 
 class Calls:
@@ -78,8 +85,8 @@ class Calls:
         raise AssertionError("abort raises")
 
     def rejected(self, model: str, refused: Answer) -> None:
-        """Count a call, or an input of a stream, that ended before it was accepted."""
-        if refused.code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED):
+        """Count a call, or an input of a stream, that was refused before it was accepted."""
+        if refused.code not in _ENDED_LATER:
             self.metrics.rejected.labels(model, refused.reason).inc()
 
     def answered(self, call: Call, received_s: float, answers: Answers) -> None:

@@ -8,9 +8,10 @@ from harken.v1 import encoder_pb2
 from harken_server.errors import InvalidRequest, NoContent, Problem, Refusal, TooManyBytes, UnknownValue
 from harken_server.execution.engine import SENTENCE, TOKENS
 from harken_server.models.repository import Model
+from harken_server.rpc.calls import Call
 from harken_server.rpc.status import answer
 from harken_server.scheduling.waiting import Priority
-from harken_server.service import Answer, Input, Options
+from harken_server.service import Answer, Input, Options, TokenIds
 
 _MOST_TENANT_BYTES: Final = 64
 
@@ -59,22 +60,24 @@ def options_of(message: encoder_pb2.EncodeRequest | encoder_pb2.StreamOpen, flow
     )
 
 
-def input_of(message: encoder_pb2.Input, name: str) -> Input:
-    """One input as a value; `name` is how an error calls it."""
+def input_of(message: encoder_pb2.Input, name: str, longest: int) -> Input:
+    """One input as a value; `name` is how an error calls it. At most `longest` token ids are kept, all are counted."""
     match message.WhichOneof("content"):
         case "text":
             return message.text
         case "token_ids":
-            return np.array(message.token_ids.ids, np.int64)
+            given = message.token_ids.ids
+            # A message may hold millions, and none beyond the longest model's length is ever computed.
+            return TokenIds(np.array(given[:longest], np.int64), len(given))
         case _:
             return NoContent(name)
 
 
-def result_of(outcome: Answer, request_id: str) -> encoder_pb2.Result:
+def result_of(outcome: Answer, call: Call) -> encoder_pb2.Result:
     """An answer as a message. What failed has no timings: some of its stages never were."""
     result = encoder_pb2.Result(tokens=outcome.tokens, truncated=outcome.truncated)
     if isinstance(outcome.outcome, Refusal):
-        result.error.CopyFrom(answer(outcome.outcome, request_id).status)
+        result.error.CopyFrom(answer(outcome.outcome, call.request_id).status)
         return result
     stages_ns = outcome.stamps.stages_ns()
     result.timings.CopyFrom(

@@ -44,13 +44,14 @@ class Encoder:
             options = options_of(request, flow=call)
             call.model = self._service.label(options.model, options.version)
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]
-            inputs = [input_of(message, name) for message, name in zip(request.inputs, names, strict=True)]
+            longest = self._service.max_length
+            inputs = [input_of(message, name, longest) for message, name in zip(request.inputs, names, strict=True)]
             started_s = self._calls.clock()
             answers = await self._service.encode(options, inputs, names, call.deadline, started_s)
             response = encoder_pb2.EncodeResponse(
                 model=answers.model.manifest.name,
                 version=answers.model.manifest.version,
-                results=[result_of(answer, call.request_id) for answer in answers.answers],
+                results=[result_of(answer, call) for answer in answers.answers],
                 total_ns=round((self._calls.clock() - call.received_s) * 1e9),
             ).SerializeToString()
             self._calls.answered(call, call.received_s, answers)

@@ -39,7 +39,7 @@ def answer(refusal: errors.Refusal, request_id: str) -> Answer:
     """What the caller gets for a refusal. `request_id` goes into answers whose cause is in the server."""
     violations = [
         error_details_pb2.BadRequest.FieldViolation(
-            field=problem.field, description=_cut(_sentence(problem)), reason=_reason(problem)
+            field=problem.field, description=_cut(_sentence(problem), 200), reason=_reason(problem)
         )
         for problem in (refusal.problems if isinstance(refusal, errors.InvalidRequest) else ())
     ]
@@ -157,6 +157,6 @@ def _reason(problem: errors.Problem) -> str:
     return "".join(f"_{letter}" if letter.isupper() and index else letter for index, letter in enumerate(name)).upper()
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, most: int = _MOST_CHARACTERS) -> str:
     """Trailers are limited to 8 KiB in all."""
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."

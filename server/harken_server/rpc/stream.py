@@ -141,11 +141,11 @@ class Stream:
         response = encoder_pb2.EncodeStreamResponse(index=index)
         try:
             message = self._input(raw, response)
-            given = input_of(message.input, _INPUT)
+            given = input_of(message.input, _INPUT, self._service.max_length)
             deadline = self._calls.deadline(self._context)
             started_s = self._calls.clock()
             answers = await self._service.encode(self._options, [given], [_INPUT], deadline, started_s)
-            response.result.CopyFrom(result_of(answers.answers[0], self._call.request_id))
+            response.result.CopyFrom(result_of(answers.answers[0], self._call))
             self._answers.put_nowait(response.SerializeToString())
             self._call.model = answers.model.manifest.name
             self._calls.answered(self._call, received_s, answers)

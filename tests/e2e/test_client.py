@@ -11,10 +11,9 @@ import psutil
 import pytest
 from harken_client import AsyncClient, Client, InvalidInput, ModelNotFound
 from harken_server.settings import markdown
-from support.server import RunningServer, running_server
+from support.server import BIN, RunningServer, running_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 
 
 def test_a_call_in_a_few_lines(minilm_server: RunningServer) -> None:

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harken.v1 import encoder_pb2 as pb
 from support.calls import ids, refused, stub
-from support.server import RunningServer, failed_start, running_server
+from support.server import BIN, RunningServer, failed_start, running_server
 
 QUIET = ("--grpc-port", "0", "--metrics-port", "0")
 
@@ -269,7 +269,7 @@ def test_connections_over_the_limit_are_not_taken(tiny_models: Path) -> None:
 
 
 def test_the_help_of_the_installed_command_explains_itself() -> None:
-    done = subprocess.run(["harken-server", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([BIN / "harken-server", "--help"], capture_output=True, text=True, timeout=60, check=True)
     assert "HARKEN_GRPC_PORT" in done.stdout
     assert "--drain-delay-s" in done.stdout
 

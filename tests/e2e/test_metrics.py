@@ -9,7 +9,7 @@ import pytest
 from harken.v1 import encoder_pb2 as pb
 from prometheus_client.parser import text_string_to_metric_families
 from support.calls import ids, refused, stub, text
-from support.server import RunningServer, running_server
+from support.server import BIN, RunningServer, running_server
 
 MODEL = "all-MiniLM-L6-v2"
 
@@ -112,9 +112,9 @@ def test_a_passed_deadline_is_told_from_a_cancel_and_never_computed(minilm_serve
 
 
 def test_the_cap_ends_a_call_without_a_deadline(minilm_models: Path) -> None:
-    with running_server(minilm_models, "--max-request-s", "0.3", "--warmup-s", "1") as server:
+    with running_server(minilm_models, "--max-request-s", "2", "--warmup-s", "1") as server:
         with pytest.raises(grpc.RpcError) as error:
-            stub(server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 500)))
+            stub(server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 1000)))
         capped = refused(error.value)
         assert (capped.code, capped.reason, capped.retry_after_s) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", None)
         assert "max_request_s" in capped.message
@@ -147,7 +147,7 @@ def test_a_full_backlog_refuses_at_once_with_a_time_to_retry(minilm_models: Path
 
 def test_reflection_and_health_answer_a_go_client(minilm_server: RunningServer) -> None:
     def grpcurl(*arguments: str) -> str:
-        command = ["grpcurl", "-plaintext", *arguments]
+        command = [str(BIN / "grpcurl"), "-plaintext", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     services = grpcurl(minilm_server.target, "list").split()

@@ -15,6 +15,9 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
+BIN = Path(sys.executable).parent
+"""Where the installed commands are."""
+
 COMMAND = [sys.executable, "-c", "from harken_server.app import main; main()"]
 
 

@@ -110,6 +110,10 @@ class Settings(BaseSettings):
         le=3600,
         description="After SIGTERM: seconds in which calls are still accepted while health says NOT_SERVING.",
     )
+    state_dir: Path = Field(
+        Path("~/.local/state/harken"),
+        description="Folder in which measured costs are kept for the next start. Not writable: they are measured anew.",
+    )
     warmup_s: float = Field(
         10.0,
         ge=0,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from typing import Any
 
 BIN = Path(sys.executable).parent
 """Where the installed commands are."""
+
+STATE = tempfile.TemporaryDirectory(prefix="harken-state-")
+"""What one server measures, the next one of this run need not."""
 
 COMMAND = [sys.executable, "-c", "from harken_server.app import main; main()"]
 
@@ -109,6 +113,7 @@ def failed_start(
 @contextmanager
 def _process(arguments: Sequence[str], environment: Mapping[str, str] | None) -> Iterator[subprocess.Popen[str]]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HARKEN_")}
+    inherited["HARKEN_STATE_DIR"] = STATE.name
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         env={**inherited, **(environment or {})},

@@ -32,8 +32,8 @@ def test_every_setting_is_taken_from_the_environment(name: str, tmp_path: Path) 
     config = tmp_path / "empty.toml"
     config.write_text("")
     texts = {
-        "config": str(config), "models": "elsewhere", "listen": "::", "device": "cpu", "log_level": "debug",
-        "log_format": "json", "gpu_arena_extend": "next-power-of-two",
+        "config": str(config), "models": "elsewhere", "state_dir": "elsewhere", "listen": "::", "device": "cpu",
+        "log_level": "debug", "log_format": "json", "gpu_arena_extend": "next-power-of-two",
     }  # fmt: skip
     default = getattr(load([], {}), name)
     number = not default if isinstance(default, bool) else (default if name not in texts else 0) + 7

@@ -108,6 +108,8 @@ class Batcher:
         for pending in pendings:
             served.backlog.remove(pending)
             self._settle(served, pending, outcome)
+        # Whoever left may have led, and have waited for more memory than the next one needs.
+        self._pump()
 
     def _pump(self) -> None:
         try:
@@ -175,6 +177,7 @@ class Batcher:
         metrics.tokens_padding.inc(rows * padded_length - real)
         self._busy_seconds[start.lane].inc(ran.busy_s)
         if ran.compute_s > 0.0:
+            metrics.cost_error.observe(abs(start.predicted_s / ran.compute_s - 1.0))
             served.backlog.cost.learn(rows, padded_length, ran.compute_s)
 
     def _running_s(self) -> float:

@@ -1,6 +1,8 @@
 """Running a grid of batch shapes at the start: it warms every lane, and measures what a batch costs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 from threading import Event, Lock
 from typing import Final
 
@@ -10,35 +12,84 @@ from harken_server.execution.collate import collate
 from harken_server.execution.engine import SENTENCE, Runner
 from harken_server.execution.lanes import Clock, Lane
 
+Seconds = dict[tuple[int, int], float]
+"""By (batch, padded length)."""
+
 _LENGTHS: Final = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _PASSES: Final = 3
+_MORE_PASSES: Final = 2
+# A known surface holds if its cells differ from a fresh pass by one factor, and that is near 1.
+_AGREEMENT: Final = 1.3
+_AGREEING_SHARE: Final = 0.8
+# A larger batch, or a longer one, that took this much less than a smaller one is noise, not a cliff.
+_SENSELESS: Final = 0.8
+_SENSELESS_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The shapes that are measured: powers of two, from small to large."""
+
+    max_length: int
+    most_sequences: int
+    most_tokens: int
+    """Of a batch of several; a single sequence is always allowed, however long."""
+
+    def cells(self) -> list[tuple[int, int]]:
+        """(batch, padded length), the fewest tokens first."""
+        lengths = [length for length in _LENGTHS if length < self.max_length] + [self.max_length]
+        batches = [2**k for k in range(17) if 2**k <= self.most_sequences]
+        cells = [(batch, length) for batch in batches for length in lengths]
+        allowed = [(batch, length) for batch, length in cells if batch == 1 or batch * length <= self.most_tokens]
+        return sorted(allowed, key=lambda cell: (cell[0] * cell[1], cell[0]))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What batches cost here."""
+
+    seconds: Seconds
+    scale: float
+    """What they take now over `seconds`."""
+    known: bool
+    """Whether a known surface was found to hold."""
+    noisy: bool
+    """Whether the measurements make no sense even when repeated; they are smoothed then."""
 
 
 def calibrate(
-    runner: Runner,
-    lanes: Sequence[Lane],
-    max_length: int,
-    most_sequences: int,
-    most_tokens: int,
-    limit_s: float,
-    clock: Clock,
-) -> dict[tuple[int, int], float]:
-    """Seconds of the fastest run for each (batch, padded length) of a grid.
+    runner: Runner, lanes: Sequence[Lane], grid: Grid, known: Seconds | None, limit_s: float, clock: Clock
+) -> Calibrated:
+    """Measure the grid, or find in one pass over it that a known surface still holds.
 
-    All lanes run at the same time, as they will under load, so that they share caches and memory as they will then.
-    The grid goes from small to large and ends at `most_tokens` tokens, or when `limit_s` is over; its smallest
-    cell always runs. Raises EngineError if the model does not run.
+    A cell counts as its fastest run. All lanes run at the same time, as they will under load, so that they share
+    caches and memory as they will then. Ends when `limit_s` is over; the smallest cell always runs. Raises
+    EngineError if the model does not run.
     """
-    cells = list(_grid(max_length, most_sequences, most_tokens))
-    seconds: dict[tuple[int, int], float] = {}
+    ends_s = clock() + limit_s
+    seconds: Seconds = {}
+    _measure(runner, lanes, grid, 1, seconds, ends_s, clock)
+    if known is not None:
+        scale = _agreement(seconds, known)
+        if scale is not None:
+            return Calibrated(known, scale, known=True, noisy=False)
+    _measure(runner, lanes, grid, _PASSES - 1, seconds, ends_s, clock)
+    if _senseless(seconds):
+        _measure(runner, lanes, grid, _MORE_PASSES, seconds, ends_s, clock)
+    return Calibrated(seconds, 1.0, known=False, noisy=_senseless(seconds))
+
+
+def _measure(
+    runner: Runner, lanes: Sequence[Lane], grid: Grid, passes: int, seconds: Seconds, ends_s: float, clock: Clock
+) -> None:
+    """Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next."""
+    cells = grid.cells() * passes
     errors: list[Exception] = []
     lock = Lock()
-    ends_s = clock() + limit_s
 
     def work() -> None:
         try:
-            # Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next.
-            for batch, length in cells * _PASSES:
+            for batch, length in cells:
                 if clock() > ends_s and seconds:
                     return
                 rows = collate([np.ones(length, np.int64)] * batch)
@@ -53,16 +104,31 @@ def calibrate(
     _on_all(lanes, work)
     if errors:
         raise errors[0]
-    return seconds
 
 
-def _grid(max_length: int, most_sequences: int, most_tokens: int) -> Iterator[tuple[int, int]]:
-    lengths = [length for length in _LENGTHS if length < max_length] + [max_length]
-    batches = [2**k for k in range(17) if 2**k <= most_sequences]
-    cells = [(batch, length) for batch in batches for length in lengths]
-    # A single sequence is always allowed, however long.
-    allowed = [(batch, length) for batch, length in cells if batch == 1 or batch * length <= most_tokens]
-    yield from sorted(allowed, key=lambda cell: (cell[0] * cell[1], cell[0]))
+def _agreement(seconds: Seconds, known: Seconds) -> float | None:
+    """The one factor by which `seconds` differ from `known`; None if they differ by more than one."""
+    ratios = [took_s / known[cell] for cell, took_s in seconds.items() if cell in known]
+    if len(ratios) < len(seconds):
+        return None
+    scale = median(ratios)
+    agreeing = sum(1 / _AGREEMENT <= ratio / scale <= _AGREEMENT for ratio in ratios)
+    holds = 1 / _AGREEMENT <= scale <= _AGREEMENT and agreeing >= _AGREEING_SHARE * len(ratios)
+    return scale if holds else None
+
+
+def _senseless(seconds: Mapping[tuple[int, int], float]) -> bool:
+    """Whether many cells take clearly less than one that is smaller in one axis and equal in the other."""
+    fallen = sum(
+        any(
+            took_s < _SENSELESS * smaller_s
+            for (smaller_batch, smaller_length), smaller_s in seconds.items()
+            if (smaller_batch == batch and smaller_length < length)
+            or (smaller_length == length and smaller_batch < batch)
+        )
+        for (batch, length), took_s in seconds.items()
+    )
+    return fallen > _SENSELESS_SHARE * len(seconds)
 
 
 def _on_all(lanes: Sequence[Lane], work: Callable[[], None]) -> None:

@@ -18,14 +18,17 @@ _MOST_SCALE: Final = 50.0
 class CostSurface:
     """Seconds that one lane needs for a batch of B rows padded to L tokens."""
 
-    def __init__(self, seconds: Mapping[tuple[int, int], float]) -> None:
-        """`seconds[B, L]` measured; holes are filled. Raises ValueError without at least one positive cell."""
+    def __init__(self, seconds: Mapping[tuple[int, int], float], scale: float = 1.0) -> None:
+        """`seconds[B, L]` measured; holes are filled. `scale`: what batches take now over that.
+
+        Raises ValueError without at least one positive cell.
+        """
         if not seconds or min(seconds.values()) <= 0.0:
             raise ValueError("a cost surface needs at least one cell, and every cell above 0 s")
         self._batches: Final = sorted({batch for batch, _ in seconds})
         self._lengths: Final = sorted({length for _, length in seconds})
         self._table: Final = _monotone(seconds, self._batches, self._lengths)
-        self._scale = 1.0
+        self._scale = scale
         self._share_s: Final[dict[int, float]] = {}
         # At most batch sizes times lengths, so some ten thousand; a decision asks for a hundred of them.
         self._cells: Final[dict[tuple[int, int], float]] = {}

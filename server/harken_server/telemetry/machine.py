@@ -1,6 +1,7 @@
 """What this process may use of the machine: cores and memory, by affinity and by cgroup, version 1 or 2."""
 
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,15 @@ def usable_memory_bytes(cgroups: Cgroups) -> Usable:
     if left is not None and left[0] < free:
         return Usable(*left)
     return Usable(free, "free memory of the machine")
+
+
+def processor_name() -> str:
+    """The processor's own name for itself, as far as the system tells."""
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()
 
 
 def _upwards(mount_point: Path, root: str, path: str) -> Iterator[Path]:

@@ -39,6 +39,8 @@ class DeviceMemory:
         except self._nvml.NVMLError as error:
             raise RuntimeError(f"NVML: {error}") from error
         self.label: Final = f"cuda:{device_id}"
+        name = self._nvml.nvmlDeviceGetName(self._handle)
+        self.name: Final = name.decode() if isinstance(name, bytes) else str(name)
 
     def memory_bytes(self) -> dict[str, int]:
         """`gpu_used`, `gpu_total`, and `gpu_process` (this process alone), as far as NVML tells."""

@@ -14,6 +14,7 @@ OUTCOMES: Final = ("answered", "failed", "expired", "cancelled")
 
 # 0.1 ms to 43 s, each bucket 1.5 times the one before; and 0.25 s, the objective that the docs state.
 _SECONDS: Final = sorted([float(f"{0.0001 * 1.5**k:.3g}") for k in range(33)] + [0.25])
+_ERRORS: Final = [0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 5.0, 10.0]
 _POWERS: Final = [2**k for k in range(16)]
 
 
@@ -99,6 +100,13 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.cost_error: Final = Histogram(
+            "harken_cost_error_ratio",
+            "How far the predicted time of a batch was from the measured one, over the measured one.",
+            ("model",),
+            buckets=_ERRORS,
+            registry=registry,
+        )
         self.model_info: Final = Gauge(
             "harken_model_info", "1 for each model version that is served.",
             ("model", "version", "precision", "device", "bundle"), registry=registry,
@@ -131,6 +139,7 @@ class ModelMetrics:
         self.backlog_tokens: Final = metrics.backlog_tokens.labels(model)
         self.predicted_wait: Final = metrics.predicted_wait.labels(model)
         self.cost_scale: Final = metrics.cost_scale.labels(model)
+        self.cost_error: Final = metrics.cost_error.labels(model)
 
 
 class _MemoryCollector(Collector):

@@ -1,0 +1,166 @@
+"""From the folders of bundles to models that are served: check, load, warm up, measure."""
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from harken_server.execution.batcher import Batcher, Served
+from harken_server.execution.calibration import Calibrated, Grid, calibrate
+from harken_server.execution.engine import (
+    Device,
+    DeviceOptions,
+    DeviceUnavailable,
+    Engine,
+    EngineError,
+    cuda_is_built_in,
+    runtime_version,
+)
+from harken_server.execution.lanes import Clock, Lane
+from harken_server.execution.pending import Pending
+from harken_server.execution.surfaces import Fingerprint, Surfaces
+from harken_server.models.bundle import Bundle, BundleError, read_bundle
+from harken_server.models.repository import Model, Repository, find_bundles
+from harken_server.models.tokenizer import Tokenizer
+from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.cost import CostSurface
+from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.policy import Limits
+from harken_server.settings import Settings
+from harken_server.telemetry.machine import Cgroups, processor_name, usable_cores, usable_memory_bytes
+from harken_server.telemetry.memory import DeviceMemory
+from harken_server.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+_BATCH_TOKENS: Final[dict[Device, int]] = {"cpu": 1024, "cuda": 32768}
+_BYTES_PER_VALUE: Final = {"fp32": 4, "fp16": 2}
+
+
+class Loader:
+    """Loads every bundle of the settings' folder, once. Belongs to the event loop's thread."""
+
+    def __init__(
+        self, settings: Settings, repository: Repository, batcher: Batcher, metrics: Metrics, clock: Clock
+    ) -> None:
+        self._settings: Final = settings
+        self._repository: Final = repository
+        self._batcher: Final = batcher
+        self._metrics: Final = metrics
+        self._clock: Final = clock
+        self._surfaces: Final = Surfaces(settings.state_dir)
+        self.lanes: list[Lane] = []
+
+    async def load(self) -> None:
+        """Load, warm up and serve. Raises BundleError or DeviceUnavailable, one line each."""
+        settings = self._settings
+        cgroups = Cgroups()
+        cores, memory = usable_cores(cgroups), usable_memory_bytes(cgroups)
+        log.info(
+            "machine",
+            cores=cores.amount, cores_by=cores.by, memory_bytes=memory.amount, memory_by=memory.by,
+            onnxruntime=runtime_version(),
+        )  # fmt: skip
+        wanted: str = settings.device
+        for folder in find_bundles(settings.models):
+            bundle = await asyncio.to_thread(read_bundle, folder)
+            engine, device = await asyncio.to_thread(_make_engine, bundle, settings, wanted)
+            wanted = device  # all models run where the first one does
+            if not self.lanes:
+                count = settings.lanes or (cores.amount if device == "cpu" else 1)
+                self.lanes = [Lane(index, self._clock) for index in range(count)]
+                device_memory = _device_memory(settings) if device == "cuda" else None
+                log.info("device", device=device, lanes=count)
+            await self._serve(bundle, folder, engine, device, device_memory)
+        budget_bytes = settings.memory_budget_bytes or usable_memory_bytes(cgroups).amount // 2
+        self._metrics.watch_memory(budget_bytes, self._batcher.predicted_batch_bytes, device_memory)
+        self._batcher.open(self.lanes, Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes))
+
+    async def _serve(
+        self, bundle: Bundle, folder: Path, engine: Engine, device: Device, device_memory: DeviceMemory | None
+    ) -> None:
+        manifest = bundle.manifest
+        started_s = self._clock()
+        tokenizer = None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer, manifest.max_length)
+        hardware = device_memory.name if device_memory else processor_name()
+        calibrated = await asyncio.to_thread(self._calibrate, bundle, folder, engine, device, hardware)
+        memory = MemoryModel.of_encoder(
+            manifest.hidden_size, manifest.intermediate_size, manifest.heads, _BYTES_PER_VALUE[manifest.precision]
+        )
+        backlog: Backlog[Pending] = Backlog(CostSurface(calibrated.seconds, calibrated.scale), memory)
+        model = Model(manifest, bundle.sha256, tokenizer, device)
+        self._batcher.serve(model.key, Served(engine, backlog, self._metrics.for_model(manifest.name)))
+        self._repository.add(model)
+        self._metrics.model_info.labels(
+            manifest.name, str(manifest.version), manifest.precision, device, bundle.sha256[:12]
+        ).set(1)
+        log.info(
+            "model ready",
+            model=f"{manifest.name}/{manifest.version}",
+            shapes=len(calibrated.seconds),
+            costs="known" if calibrated.known else "measured",
+            warmup_s=round(self._clock() - started_s, 3),
+        )
+
+    def _calibrate(self, bundle: Bundle, folder: Path, engine: Engine, device: Device, hardware: str) -> Calibrated:
+        settings, manifest = self._settings, bundle.manifest
+        grid = Grid(manifest.max_length, settings.max_batch_sequences, self._batch_tokens(device))
+        fingerprint: Fingerprint = {
+            "hardware": hardware,
+            "device": device,
+            "lanes": str(len(self.lanes)),
+            "onnxruntime": runtime_version(),
+            "bundle": bundle.sha256,
+            "grid": f"{grid.max_length}, {grid.most_sequences}, {grid.most_tokens}",
+        }
+        known = self._surfaces.find(fingerprint, folder)
+        try:
+            calibrated = calibrate(engine, self.lanes, grid, known, settings.warmup_s, self._clock)
+        except EngineError as error:
+            raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error
+        if calibrated.noisy:
+            log.warning("the measured costs make no sense, so they are smoothed", model=manifest.name)
+        if known is not None and not calibrated.known:
+            log.info("the known costs no longer hold, so they were measured", model=manifest.name)
+        if not calibrated.known:
+            self._surfaces.keep(fingerprint, calibrated.seconds)
+        return calibrated
+
+    def _batch_tokens(self, device: Device) -> int:
+        return self._settings.max_batch_tokens or _BATCH_TOKENS[device]
+
+
+def _make_engine(bundle: Bundle, settings: Settings, device: str) -> tuple[Engine, Device]:
+    """A bundle's engine on the device that was asked for, or on the one that the first bundle got."""
+    if device != "cpu":
+        try:
+            if not cuda_is_built_in():
+                raise DeviceUnavailable("CUDA: this onnxruntime is built without it; install harken[server-gpu]")
+            options = DeviceOptions(
+                "cuda",
+                settings.device_id,
+                memory_limit_bytes=settings.gpu_memory_limit_bytes,
+                arena_extend=settings.gpu_arena_extend,
+            )
+            return _engine(bundle, options), "cuda"
+        except DeviceUnavailable as error:
+            if device == "cuda":
+                raise
+            log.info("no CUDA, taking the CPU", why=str(error))
+    return _engine(bundle, DeviceOptions("cpu")), "cpu"
+
+
+def _engine(bundle: Bundle, options: DeviceOptions) -> Engine:
+    try:
+        return Engine(bundle.model, options)
+    except EngineError as error:
+        raise BundleError(f"{bundle.manifest.name}/{bundle.manifest.version}: model.onnx: {error}") from error
+
+
+def _device_memory(settings: Settings) -> DeviceMemory | None:
+    try:
+        return DeviceMemory(settings.device_id)
+    except RuntimeError as error:
+        log.warning("no GPU memory metrics", why=str(error))
+        return None

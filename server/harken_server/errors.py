@@ -4,6 +4,7 @@
     ├── InvalidRequest          it can never succeed: one Problem for each field at fault
     ├── ModelNotFound           no such model, or no such version of it
     ├── BacklogFull             it may succeed later; carries the predicted wait
+    ├── DeadlineUnreachable     what waits already would make it late; it may succeed later
     ├── NotReady                the server is loading or draining
     ├── Expired                 its deadline passed, or the server's cap on any request
     ├── Abandoned               the caller went away
@@ -161,6 +162,15 @@ class BacklogFull(Refusal):
     asked: int
     limit: int
     unit: Literal["sequences", "tokens", "bytes of text"]
+    retry_after_s: float
+
+
+@dataclass
+class DeadlineUnreachable(Refusal):
+    """Predicted to be done after its deadline. `retry_after_s`: until what waits has made room for it."""
+
+    predicted_s: float
+    remaining_s: float
     retry_after_s: float
 
 

@@ -150,7 +150,8 @@ class Service:
     ) -> Answers:
         """Encode a call's inputs; names[i] is how an error calls inputs[i].
 
-        All are accepted or none: raises InvalidRequest, ModelNotFound, BacklogFull, NotReady or Expired before any is.
+        All are accepted or none: raises InvalidRequest, ModelNotFound, BacklogFull,
+        DeadlineUnreachable, NotReady or Expired before any is.
         Once accepted each has its own outcome; only when the deadline passes or the caller goes away all end together,
         by Expired or CancelledError.
         """
@@ -174,7 +175,7 @@ class Service:
             raise Expired(deadline.by_cap)
         model = self.find(options.model, options.version)
         text_bytes = self._check_inputs(model, inputs, names)
-        self._batcher.check_room([1] * len(inputs))
+        self._batcher.check_room(model.key, len(inputs))
         sequences = await self._tokenize(model, inputs, text_bytes)
         fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
         self._check_sequences(model, options, sequences, fields)
@@ -200,7 +201,7 @@ class Service:
         except asyncio.CancelledError:
             # By our own timeout, by gRPC when the caller's deadline passes, or by a caller that went away.
             now_s = self._clock()
-            expired = deadline.passed(now_s) or deadline.explains_cancel(now_s)
+            expired = deadline.explains_cancel(now_s)
             self._batcher.withdraw(model.key, pendings, Expired(deadline.by_cap) if expired else Abandoned())
             raise
         return Answers(

@@ -22,6 +22,10 @@ def adds_up(server: RunningServer) -> bool:
     return server.total("harken_accepted_total") == server.total("harken_finished_total")
 
 
+def wait_until_idle(server: RunningServer) -> None:
+    server.wait_until("idle lanes", lambda: server.total("harken_memory_bytes", kind="predicted_batch") == 0)
+
+
 def test_stages_and_edge_sum_to_the_calls_durations(minilm_models: Path) -> None:
     with running_server(minilm_models, "--warmup-s", "1") as server:
         encoder = stub(server.target)
@@ -62,7 +66,8 @@ def test_every_metric_of_the_docs_is_there_and_labels_are_closed(minilm_server: 
         "harken_batch_sequences_bucket", "harken_batch_padded_tokens_bucket",
         "harken_sequence_length_tokens_bucket", "harken_tokens_total", "harken_backlog_sequences",
         "harken_backlog_tokens", "harken_predicted_wait_seconds", "harken_rejected_total", "harken_memory_bytes",
-        "harken_engine_busy_seconds_total", "harken_model_info",
+        "harken_engine_busy_seconds_total", "harken_model_info", "harken_cost_error_ratio_bucket",
+        "harken_batches_total", "harken_offered_work_seconds_total", "harken_scheduler_seconds_total",
     ):  # fmt: skip
         assert expected in names
     assert not any("\U0001f600" in sample for sample in samples)
@@ -102,6 +107,8 @@ def test_a_caller_that_goes_away_frees_its_places_at_once_and_counts_as_cancelle
 def test_a_passed_deadline_is_told_from_a_cancel_and_never_computed(minilm_server: RunningServer) -> None:
     before = {name: finished(minilm_server, name) for name in ("expired", "cancelled", "answered")}
     for timeout_s in (0.1, 0.5, 1.3):
+        # Beside work that runs it would be refused at the door.
+        wait_until_idle(minilm_server)
         with pytest.raises(grpc.RpcError) as error:
             stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 500)), timeout=timeout_s)
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -109,6 +116,28 @@ def test_a_passed_deadline_is_told_from_a_cancel_and_never_computed(minilm_serve
     assert finished(minilm_server, "cancelled") == before["cancelled"]
     assert finished(minilm_server, "expired") > before["expired"]
     assert minilm_server.total("harken_backlog_sequences") == 0
+
+
+def test_a_deadline_that_the_backlog_makes_impossible_is_refused_at_once(minilm_server: RunningServer) -> None:
+    encoder = stub(minilm_server.target)
+    wait_until_idle(minilm_server)
+    refused_s = minilm_server.total("harken_offered_work_seconds_total", outcome="refused")
+    others = [encoder.Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 5)), timeout=60) for _ in range(10)]
+    minilm_server.wait_until("the others", lambda: minilm_server.total("harken_backlog_sequences") > 40)
+    accepted = minilm_server.total("harken_accepted_total")
+    with pytest.raises(grpc.RpcError) as error:
+        encoder.Encode(pb.EncodeRequest(inputs=ids([101] * 512)), timeout=0.15)
+    late = refused(error.value)
+    assert (late.code, late.reason) == ("RESOURCE_EXHAUSTED", "DEADLINE_UNREACHABLE")
+    assert late.retry_after_s is not None
+    assert minilm_server.total("harken_accepted_total") == accepted
+    assert minilm_server.total("harken_offered_work_seconds_total", outcome="refused") > refused_s
+    # With time enough the same call is taken.
+    (result,) = encoder.Encode(pb.EncodeRequest(inputs=ids([101] * 512)), timeout=60).results
+    assert result.tokens == 512
+    for other in others:
+        other.cancel()
+    minilm_server.wait_until("the count", lambda: adds_up(minilm_server))
 
 
 def test_the_cap_ends_a_call_without_a_deadline(minilm_models: Path) -> None:

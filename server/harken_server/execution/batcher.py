@@ -10,11 +10,11 @@ from typing import Final
 
 from prometheus_client import Counter
 
-from harken_server.errors import Expired
+from harken_server.errors import BacklogFull, Expired, Refusal
 from harken_server.execution.engine import Runner
 from harken_server.execution.lanes import Clock, Lane, Ran
 from harken_server.execution.pending import Outcome, Pending, outcome_label
-from harken_server.scheduling.admission import Capacity, admit, predicted_wait_s
+from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits, Start, decide
@@ -88,19 +88,49 @@ class Batcher:
             return 0.0
         return predicted_wait_s(list(self._backlogs.values()), len(self._lanes), self._running_s())
 
-    def check_room(self, lengths: list[int]) -> None:
-        """Raises BacklogFull if these cannot all wait now."""
+    def check_room(self, key: ModelKey, sequences: int) -> None:
+        """The cheap door, before anything is tokenised. Raises BacklogFull if so many cannot wait now."""
+        served = self._models[key]
+        try:
+            self._admit([1] * sequences)
+        except BacklogFull:
+            # Their lengths are not known yet; they count as much as those who wait.
+            waiting = served.backlog.sequences
+            served.metrics.work_refused.inc(sequences * served.backlog.work_s / waiting if waiting else 0.0)
+            raise
+
+    def _admit(self, lengths: list[int]) -> None:
         admit(self._backlogs.values(), lengths, self._capacity, len(self._lanes), self._running_s())
 
     def submit(self, key: ModelKey, pendings: Sequence[Pending]) -> None:
-        """Accept sequences, all or none; each is settled exactly once from here on. Raises BacklogFull."""
-        self.check_room([pending.length for pending in pendings])
+        """Accept one call's sequences, all or none; each is settled exactly once from here on.
+
+        Raises BacklogFull or DeadlineUnreachable.
+        """
         served = self._models[key]
+        cost = served.backlog.cost
+        lengths = [pending.length for pending in pendings]
+        work_s = sum(cost.share_s(length) for length in lengths) * cost.scale
+        try:
+            self._admit(lengths)
+            self._check_deadline(served.backlog, lengths, pendings[0])
+        except Refusal:
+            served.metrics.work_refused.inc(work_s)
+            raise
+        served.metrics.work_accepted.inc(work_s)
         served.metrics.accepted.inc(len(pendings))
         for pending in pendings:
             served.metrics.sequence_length.observe(pending.length)
             served.backlog.add(pending)
         self._pump()
+
+    def _check_deadline(self, backlog: Backlog[Pending], lengths: list[int], first: Pending) -> None:
+        if len(self._running) < len(self._lanes) and not backlog.sequences:
+            # It starts at once. Were it refused, a prediction gone wrong would never be corrected.
+            return
+        meet_deadline(
+            backlog, lengths, first.priority, first.deadline, self._clock(), len(self._lanes), self._running_s()
+        )
 
     def withdraw(self, key: ModelKey, pendings: Sequence[Pending], outcome: Outcome) -> None:
         """Settle those that have no outcome yet, and free their places at once. What runs already runs on, unheard."""
@@ -118,6 +148,7 @@ class Batcher:
                 left_bytes = self._limits.memory_bytes - self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
                 decision = decide(self._backlogs, self._free, limits, now_s)
+                self._metrics.scheduler.inc(self._clock() - now_s)
                 if not isinstance(decision, Start):
                     return
                 self._start(decision, now_s)
@@ -171,6 +202,7 @@ class Batcher:
         real = sum(pending.length for pending in ran.pendings)
         padded_length = max(pending.length for pending in ran.pendings)
         metrics = served.metrics
+        metrics.batches[start.closed_by].inc()
         metrics.batch_sequences.observe(rows)
         metrics.batch_padded_tokens.observe(rows * padded_length)
         metrics.tokens_real.inc(real)

@@ -95,6 +95,10 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             metadata = {"waiting": str(waiting), "asked": str(asked), "limit": str(limit), "unit": unit}
             # What exceeds the limit alone will not fit later either.
             return code.RESOURCE_EXHAUSTED, "BACKLOG_FULL", message, metadata, None if asked > limit else retry_after_s
+        case errors.DeadlineUnreachable(predicted_s, remaining_s, retry_after_s):
+            message = f"predicted to be done in {predicted_s:.3f} s, but the deadline is in {remaining_s:.3f} s"
+            metadata = {"predicted_s": f"{predicted_s:.3f}", "remaining_s": f"{remaining_s:.3f}"}
+            return code.RESOURCE_EXHAUSTED, "DEADLINE_UNREACHABLE", message, metadata, retry_after_s
         case errors.NotReady(state, retry_after_s):
             return code.UNAVAILABLE, f"SERVER_{state.upper()}", f"the server is {state}", {}, retry_after_s
         case errors.Expired(by_cap):

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from harken_server.errors import BacklogFull
+from harken_server.errors import BacklogFull, DeadlineUnreachable
 from harken_server.scheduling.backlog import Backlog
-from harken_server.scheduling.waiting import Waiting
+from harken_server.scheduling.deadline import Deadline
+from harken_server.scheduling.waiting import Priority, Waiting
 
 W = TypeVar("W", bound=Waiting)
 
@@ -41,6 +42,29 @@ def admit(backlogs: Iterable[Backlog[W]], lengths: list[int], capacity: Capacity
             drained = min(excess / waiting, 1.0) if waiting else 1.0
             retry_after_s = max((work_s * drained + running_s) / lanes, _LEAST_RETRY_S)
             raise BacklogFull(waiting, asked, limit, unit, retry_after_s)  # type: ignore[arg-type]  # the tuple widens the literals
+
+
+def meet_deadline(
+    backlog: Backlog[W],
+    lengths: list[int],
+    priority: Priority,
+    deadline: Deadline,
+    now_s: float,
+    lanes: int,
+    running_s: float,
+) -> None:
+    """Raises DeadlineUnreachable if a new flow of `lengths` is predicted to be done after its deadline.
+
+    Others' models are not counted, so that the prediction errs towards taking the call.
+    """
+    cost = backlog.cost
+    own_s = sum(cost.share_s(length) for length in lengths) * cost.scale / lanes
+    own_s = max(own_s, cost.seconds(1, max(lengths)))
+    waits_s = (backlog.ahead_s(len(lengths), priority) + running_s) / lanes
+    remaining_s = deadline.remaining_s(now_s)
+    late_s = waits_s + own_s - remaining_s
+    if late_s > 0.0:
+        raise DeadlineUnreachable(waits_s + own_s, remaining_s, retry_after_s=max(min(late_s, waits_s), _LEAST_RETRY_S))
 
 
 def predicted_wait_s(backlogs: Iterable[Backlog[W]], lanes: int, running_s: float) -> float:

@@ -6,6 +6,7 @@ work served over flows waiting): the hundredth sequence of one call comes after 
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final, Generic, TypeVar
 
@@ -19,6 +20,15 @@ BULK_AGE_S: Final = 2.0
 """Bulk work older than this leads before interactive work."""
 
 
+@dataclass(slots=True)
+class _Flow:
+    """What of one call or stream waits."""
+
+    next_turn_s: float
+    sequences: int = 0
+    work_s: float = 0.0
+
+
 class Backlog(Generic[W]):
     """The sequences that wait for one model. Every operation is O(log n) or better."""
 
@@ -28,13 +38,14 @@ class Backlog(Generic[W]):
         self._turns: Final[dict[Priority, list[tuple[float, int, W]]]] = {p: [] for p in Priority}
         self._by_length: Final[dict[int, dict[int, W]]] = {}
         self._lengths: Final[list[int]] = []
-        self._flows: Final[dict[object, int]] = {}
-        self._next_turn_s: Final[dict[object, float]] = {}
+        self._flows: Final[dict[object, _Flow]] = {}
         self._virtual_s = 0.0
         self._serial = 0
         self._sequences = 0
         self._tokens = 0
-        self._work_s = 0.0
+        # Unscaled seconds, by priority: of everybody, and of one average sequence of each flow.
+        self._work_s: Final = dict.fromkeys(Priority, 0.0)
+        self._turn_work_s: Final = dict.fromkeys(Priority, 0.0)
 
     @property
     def sequences(self) -> int:
@@ -49,28 +60,38 @@ class Backlog(Generic[W]):
     @property
     def work_s(self) -> float:
         """Predicted lane seconds to compute all of them."""
-        return self._work_s * self.cost.scale
+        return sum(self._work_s.values()) * self.cost.scale
+
+    def ahead_s(self, sequences: int, priority: Priority) -> float:
+        """Predicted lane seconds of what is served before the last of `sequences` of a new flow.
+
+        Fair turns serve as many of each other flow, at most; bulk comes after everything.
+        """
+        if priority is Priority.BULK:
+            return self.work_s
+        fair_s = self._turn_work_s[Priority.INTERACTIVE] * sequences
+        return min(self._work_s[Priority.INTERACTIVE], fair_s) * self.cost.scale
 
     def __contains__(self, waiting: W) -> bool:
         return waiting.serial in self._by_length.get(waiting.length, ())
 
     def add(self, waiting: W) -> None:
         """Let a sequence wait."""
-        share_s = self.cost.share_s(waiting.length)
         self._serial += 1
         waiting.serial = self._serial
-        waiting.turn_s = max(self._virtual_s, self._next_turn_s.get(waiting.flow, 0.0))
-        self._next_turn_s[waiting.flow] = waiting.turn_s + share_s
-        self._flows[waiting.flow] = self._flows.get(waiting.flow, 0) + 1
+        waiting.share_s = self.cost.share_s(waiting.length)
+        flow = self._flows.get(waiting.flow)
+        if flow is None:
+            self._flows[waiting.flow] = flow = _Flow(next_turn_s=self._virtual_s)
+        waiting.turn_s = max(self._virtual_s, flow.next_turn_s)
+        flow.next_turn_s = waiting.turn_s + waiting.share_s
+        self._change(waiting, flow, 1)
         heappush(self._turns[waiting.priority], (waiting.turn_s, waiting.serial, waiting))
         bucket = self._by_length.get(waiting.length)
         if bucket is None:
             self._by_length[waiting.length] = bucket = {}
             insort(self._lengths, waiting.length)
         bucket[waiting.serial] = waiting
-        self._sequences += 1
-        self._tokens += waiting.length
-        self._work_s += share_s
 
     def remove(self, waiting: W) -> bool:
         """Take a sequence out, wherever it stands. Returns False if it does not wait here."""
@@ -80,14 +101,10 @@ class Backlog(Generic[W]):
         if not bucket:
             del self._by_length[waiting.length]
             del self._lengths[bisect_left(self._lengths, waiting.length)]
-        self._flows[waiting.flow] -= 1
-        if not self._flows[waiting.flow]:
+        flow = self._flows[waiting.flow]
+        self._change(waiting, flow, -1)
+        if not flow.sequences:
             del self._flows[waiting.flow]
-            del self._next_turn_s[waiting.flow]
-        self._sequences -= 1
-        self._tokens -= waiting.length
-        # Sums of floats drift; an empty backlog holds no work.
-        self._work_s = self._work_s - self.cost.share_s(waiting.length) if self._sequences else 0.0
         self._compact(self._turns[waiting.priority])
         return True
 
@@ -96,7 +113,7 @@ class Backlog(Generic[W]):
         flows = len(self._flows)
         work_s = 0.0
         for waiting in batch:
-            work_s += self.cost.share_s(waiting.length)
+            work_s += waiting.share_s
             if not self.remove(waiting):
                 raise ValueError("a batch may only hold what waits")
         self._virtual_s += work_s / flows
@@ -120,6 +137,23 @@ class Backlog(Generic[W]):
         """The others above the leader's length, upwards; among equals in the order of arrival."""
         for index in range(bisect_left(self._lengths, leader.length) + 1, len(self._lengths)):
             yield from self._by_length[self._lengths[index]].values()
+
+    def _change(self, waiting: W, flow: _Flow, sign: int) -> None:
+        """Count a sequence in or out."""
+        priority = waiting.priority
+        self._sequences += sign
+        self._tokens += sign * waiting.length
+        self._work_s[priority] += sign * waiting.share_s
+        if flow.sequences:
+            self._turn_work_s[priority] -= flow.work_s / flow.sequences
+        flow.sequences += sign
+        flow.work_s += sign * waiting.share_s
+        if flow.sequences:
+            self._turn_work_s[priority] += flow.work_s / flow.sequences
+        if not self._sequences:
+            # Sums of floats drift; an empty backlog holds no work.
+            self._work_s.update(dict.fromkeys(Priority, 0.0))
+            self._turn_work_s.update(dict.fromkeys(Priority, 0.0))
 
     def _head(self, priority: Priority) -> W | None:
         turns = self._turns[priority]

@@ -14,8 +14,9 @@ class Deadline:
     """On the server's monotonic clock."""
     by_cap: bool = False
     """Whether it is the server's own cap on any request, not the caller's deadline."""
-    slack_s: float = 0.0
-    """How much earlier the caller's own timer may ring: gRPC rounds a timeout up, by at most 1 %, on its way here."""
+    slack_s: float = _LEAST_SLACK_S
+    """How much earlier a timer for it may ring. Ours: event loops round to milliseconds. The caller's own: gRPC rounds
+    a timeout up, by at most 1 %, on its way here."""
 
     @classmethod
     def after(cls, remaining_s: float | None, cap_s: float, now_s: float) -> Self:
@@ -34,4 +35,4 @@ class Deadline:
 
     def explains_cancel(self, now_s: float) -> bool:
         """Whether a call that is cancelled now was ended by this deadline rather than by its caller's will."""
-        return not self.by_cap and now_s >= self.at_s - self.slack_s
+        return now_s >= self.at_s - self.slack_s

@@ -6,7 +6,7 @@ times its size; they join while that saves time against everyone running alone, 
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.waiting import Waiting
@@ -28,6 +28,10 @@ class Limits:
     """What the running batches leave of the budget."""
 
 
+ClosedBy = Literal["cost", "limit", "lanes", "backlog"]
+"""Why a batch is no larger: it would cost more, exceed a limit, leave other free lanes idle, or no more waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Start(Generic[M, W]):
     """Start this batch on this lane, now."""
@@ -37,6 +41,7 @@ class Start(Generic[M, W]):
     batch: Sequence[W]
     predicted_s: float
     predicted_bytes: int
+    closed_by: ClosedBy
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def decide(
         return Wait()
     # A batch that empties the backlog beside an idle lane would make its members wait for one another.
     share = -(-backlog.sequences // len(free_lanes))
-    batch = companions(backlog, leader, limits, most=min(share, limits.sequences))
+    batch, closed_by = companions(backlog, leader, limits, share)
     padded_length = max(waiting.length for waiting in batch)
     return Start(
         lane=free_lanes[0],
@@ -69,11 +74,12 @@ def decide(
         batch=batch,
         predicted_s=backlog.cost.seconds(len(batch), padded_length),
         predicted_bytes=backlog.memory.batch_bytes(len(batch), padded_length),
+        closed_by=closed_by,
     )
 
 
-def companions(backlog: Backlog[W], leader: W, limits: Limits, most: int) -> list[W]:
-    """The leader and those who ride with it.
+def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int) -> tuple[list[W], ClosedBy]:
+    """The leader and those who ride with it, at most `share` in all; and why there are no more.
 
     The batch grows by whichever neighbour in length fits better; of its prefixes the one is taken that saves most:
     whose members would, alone, cost the largest multiple of what they cost together. (Seconds per real token would
@@ -84,6 +90,8 @@ def companions(backlog: Backlog[W], leader: W, limits: Limits, most: int) -> lis
     below, above = next(shorter, None), next(longer, None)
     batch, padded_length, alone_s = [leader], leader.length, cost.seconds(1, leader.length)
     best, best_saving = 1, 1.0
+    most = min(share, limits.sequences)
+    closed_by: ClosedBy = "limit" if limits.sequences <= share else "lanes"
     while len(batch) < most and len(batch) - best < _PATIENCE:
         savings: list[tuple[float, W]] = []
         for candidate in (below, above):
@@ -93,6 +101,7 @@ def companions(backlog: Backlog[W], leader: W, limits: Limits, most: int) -> lis
                     together_s = cost.seconds(len(batch) + 1, length)
                     savings.append(((alone_s + cost.seconds(1, candidate.length)) / together_s, candidate))
         if not savings:
+            closed_by = "backlog" if below is None and above is None else "limit"
             break
         saving, chosen = max(savings, key=lambda entry: entry[0])
         if chosen is below:
@@ -104,7 +113,9 @@ def companions(backlog: Backlog[W], leader: W, limits: Limits, most: int) -> lis
         alone_s += cost.seconds(1, chosen.length)
         if saving > best_saving:
             best, best_saving = len(batch), saving
-    return batch[:best]
+    if best < len(batch):
+        return batch[:best], "cost"
+    return batch, "backlog" if len(batch) == backlog.sequences else closed_by
 
 
 def _fits(backlog: Backlog[W], batch: int, padded_length: int, limits: Limits) -> bool:

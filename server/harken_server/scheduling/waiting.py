@@ -26,5 +26,7 @@ class Waiting:
     arrived_s: float
     turn_s: float = field(default=0.0, init=False)
     """Its place in the order of leading, in virtual seconds of work; given by the backlog."""
+    share_s: float = field(default=0.0, init=False)
+    """Its part of the predicted work, in unscaled seconds; given by the backlog."""
     serial: int = field(default=0, init=False)
     """Unique; breaks ties in the order of arrival; given by the backlog."""

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from harken_server.telemetry.memory import DeviceMemory, host_memory_bytes
 
 STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
+CLOSED_BY: Final = ("cost", "limit", "lanes", "backlog")
 OUTCOMES: Final = ("answered", "failed", "expired", "cancelled")
 
 # 0.1 ms to 43 s, each bucket 1.5 times the one before; and 0.25 s, the objective that the docs state.
@@ -79,6 +80,23 @@ class Metrics:
         self.tokens: Final = Counter(
             "harken_tokens", "Tokens computed: real ones, and padding.", ("model", "kind"), registry=registry
         )
+        self.batches: Final = Counter(
+            "harken_batches",
+            "Batches by why they were no larger: it would have cost more (cost), exceeded a limit (limit), other free "
+            "lanes shared what waited (lanes), or no more waited (backlog).",
+            ("model", "closed_by"),
+            registry=registry,
+        )
+        self.offered_work: Final = Counter(
+            "harken_offered_work_seconds",
+            "Predicted lane seconds of what callers asked for, accepted or refused for want of room or time. Over the "
+            "number of lanes it is the load that the server would need to bear.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.scheduler: Final = Counter(
+            "harken_scheduler_seconds", "Time spent on deciding who rides with whom.", registry=registry
+        )
         self.engine_busy: Final = Counter(
             "harken_engine_busy_seconds", "Time that a lane spent on batches.", ("lane",), registry=registry
         )
@@ -135,6 +153,9 @@ class ModelMetrics:
         self.sequence_length: Final = metrics.sequence_length.labels(model)
         self.tokens_real: Final = metrics.tokens.labels(model, "real")
         self.tokens_padding: Final = metrics.tokens.labels(model, "padding")
+        self.batches: Final = {why: metrics.batches.labels(model, why) for why in CLOSED_BY}
+        self.work_accepted: Final = metrics.offered_work.labels(model, "accepted")
+        self.work_refused: Final = metrics.offered_work.labels(model, "refused")
         self.backlog_sequences: Final = metrics.backlog_sequences.labels(model)
         self.backlog_tokens: Final = metrics.backlog_tokens.labels(model)
         self.predicted_wait: Final = metrics.predicted_wait.labels(model)

@@ -31,6 +31,9 @@ class FakeRunner:
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
 
+    def shrink(self) -> None:
+        self.batches.append(())
+
     def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
         self.batches.append(batch.lengths)
         if (batch.ids == POISON).any():

@@ -6,19 +6,23 @@ It lives on the event loop and is driven by events: something arrived, or a lane
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from prometheus_client import Counter
 
 from harken_server.errors import BacklogFull, Expired, Refusal
 from harken_server.execution.engine import Runner
-from harken_server.execution.lanes import Clock, Lane, Ran
+from harken_server.execution.lanes import Clock, Lane, Ran, shrink
 from harken_server.execution.pending import Outcome, Pending, outcome_label
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits, Start, decide
 from harken_server.telemetry.metrics import Metrics, ModelMetrics
+
+_IDLE_S: Final = 1.0
+"""How long nothing must run before memory goes back: giving and taking it costs large batches a few percent."""
 
 ModelKey = tuple[str, int]
 """Name and version."""
@@ -52,6 +56,7 @@ class Batcher:
         self._free: Final[list[int]] = []
         self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
         self._busy_seconds: Final[list[Counter]] = []
+        self._shrinking: asyncio.TimerHandle | None = None
 
     def open(self, lanes: Sequence[Lane], limits: Limits) -> None:
         """Begin to run batches, on these lanes and within these limits."""
@@ -59,6 +64,7 @@ class Batcher:
         self._busy_seconds.extend(self._metrics.engine_busy.labels(str(lane.index)) for lane in lanes)
         self._free.extend(lane.index for lane in lanes)
         self._pump()
+        self._shrink_when_idle()  # of what the warm-up left behind
 
     def serve(self, key: ModelKey, served: Served) -> None:
         """Take sequences for this model from now on."""
@@ -167,6 +173,9 @@ class Batcher:
         served.backlog.start(list(start.batch))
         for pending in start.batch:
             pending.stamps.taken_s = now_s
+        if self._shrinking is not None:
+            self._shrinking.cancel()
+            self._shrinking = None
         self._free.remove(start.lane)
         self._running[start.lane] = (start, now_s)
         self._lanes[start.lane].start(served.runner, start.batch, self._from_lane(start))
@@ -188,6 +197,17 @@ class Batcher:
         for pending, outcome in zip(ran.pendings, ran.outcomes, strict=True):
             pending.stamps.scattered_s = now_s
             self._settle(served, pending, outcome)
+        self._shrink_when_idle()
+
+    def _shrink_when_idle(self) -> None:
+        """Arm it; the next batch disarms it."""
+        if not self._running:
+            self._shrinking = self._loop.call_later(_IDLE_S, self._shrink)
+
+    def _shrink(self) -> None:
+        self._shrinking = None
+        for served in self._models.values():
+            self._lanes[0].call(partial(shrink, served.runner))
 
     def _settle(self, served: Served, pending: Pending, outcome: Outcome) -> None:
         if not pending.settle(outcome):

@@ -14,6 +14,8 @@ from harken_server.execution.collate import PaddedBatch
 SENTENCE: Final = "sentence_embedding"
 TOKENS: Final = "token_embeddings"
 
+_SMALLEST: Final = PaddedBatch(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64), (1,))
+
 Device = Literal["cpu", "cuda"]
 Outputs = Mapping[str, npt.NDArray[np.float32]]
 
@@ -36,6 +38,10 @@ class Runner(Protocol):
         """
         ...
 
+    def shrink(self) -> None:
+        """Give memory that large batches left behind back to the system. Raises EngineError."""
+        ...
+
 
 @dataclass(frozen=True)
 class DeviceOptions:
@@ -56,7 +62,7 @@ class Engine:
     def __init__(self, model: bytes, options: DeviceOptions) -> None:
         """Load an ONNX graph. Raises EngineError if it is none, DeviceUnavailable if CUDA does not work here."""
         self._device: Final = options.device
-        self._device_id: Final = options.device_id
+        self._device_id: Final = options.device_id if options.device == "cuda" else 0
         session = ort.SessionOptions()
         session.intra_op_num_threads = options.threads
         session.inter_op_num_threads = 1
@@ -84,6 +90,16 @@ class Engine:
 
     def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
         """See Runner. One path on every provider: inputs go to the device, outputs come back to the host."""
+        return self._run(batch, outputs, None)
+
+    def shrink(self) -> None:
+        """See Runner. ONNX Runtime's arenas only ever grow, but for a run that asks them to let go at its end."""
+        options = ort.RunOptions()
+        arena = "gpu" if self._device == "cuda" else "cpu"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"{arena}:{self._device_id}")
+        self._run(_SMALLEST, (SENTENCE,), options)
+
+    def _run(self, batch: PaddedBatch, outputs: Sequence[str], options: ort.RunOptions | None) -> Outputs:
         try:
             binding = self._session.io_binding()
             for name, array in (("input_ids", batch.ids), ("attention_mask", batch.mask)):
@@ -91,7 +107,7 @@ class Engine:
                 binding.bind_ortvalue_input(name, value)
             for name in outputs:
                 binding.bind_output(name, self._device, self._device_id)
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, options)
             return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
         except Exception as error:
             raise EngineError(_first_line(error)) from error

@@ -11,7 +11,7 @@ import structlog
 
 from harken_server.errors import ComputeFailed
 from harken_server.execution.collate import collate
-from harken_server.execution.engine import TOKENS, Runner
+from harken_server.execution.engine import TOKENS, EngineError, Runner
 from harken_server.execution.pending import Outcome, Pending
 
 log = structlog.get_logger()
@@ -57,6 +57,14 @@ class Lane:
     def _loop(self) -> None:
         while (work := self._work.get()) is not None:
             work()
+
+
+def shrink(runner: Runner) -> None:
+    """Let a runner give memory back; if it cannot, that is no reason to stop."""
+    try:
+        runner.shrink()
+    except EngineError as error:
+        log.warning("no memory was given back", error=str(error))
 
 
 def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> Ran:

@@ -75,6 +75,11 @@ class Backlog(Generic[W]):
     def __contains__(self, waiting: W) -> bool:
         return waiting.serial in self._by_length.get(waiting.length, ())
 
+    def __iter__(self) -> Iterator[W]:
+        """Everybody who waits, by length."""
+        for length in self._lengths:
+            yield from self._by_length[length].values()
+
     def add(self, waiting: W) -> None:
         """Let a sequence wait."""
         self._serial += 1

@@ -89,3 +89,24 @@ def test_nobody_starves_in_three_times_the_load_that_the_lanes_can_bear(odd: int
     assert first.started_s is not None
     # An interactive one waits for what came before it (1 s of work for two lanes); a bulk one for its bound.
     assert first.started_s - first.arrived_s <= (BULK_AGE_S if bulk else 1.0) + 0.5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 8), st.lists(st.integers(1, 512), min_size=1, max_size=40), st.integers(1, 512))
+def test_a_single_call_waits_for_about_two_batches_of_each_large_one(
+    calls: int, lengths: list[int], single: int
+) -> None:
+    """However many calls of hundreds wait, and whatever rode out of turn before."""
+    large = [Arrival(0.0, length, flow=call) for call in range(calls) for length in (lengths * 400)[:400]]
+    simulation = run([*large, Arrival(0.2, single, flow="single")])
+    lone = simulation.sequences[-1]
+    assert lone.started_s is not None
+    before = [
+        batch
+        for batch in simulation.batches
+        if batch.batch[0].started_s is not None and 0.2 < batch.batch[0].started_s < lone.started_s
+    ]
+    # A turn is worth one share of its own; the shorter the others, the more of them make one turn.
+    turns = sum(member.share_s for batch in before for member in batch.batch)
+    longest_s = max(member.share_s for member in simulation.sequences)
+    assert turns <= 3 * (calls + LIMITS.sequences) * longest_s

@@ -36,7 +36,8 @@ class Backlog(Generic[W]):
         self.cost: Final = cost
         self.memory: Final = memory
         self._turns: Final[dict[Priority, list[tuple[float, int, W]]]] = {p: [] for p in Priority}
-        self._by_length: Final[dict[int, dict[int, W]]] = {}
+        # Of each length, in the order of turns.
+        self._by_length: Final[dict[int, list[tuple[float, int, W]]]] = {}
         self._lengths: Final[list[int]] = []
         self._flows: Final[dict[object, _Flow]] = {}
         self._virtual_s = 0.0
@@ -73,12 +74,12 @@ class Backlog(Generic[W]):
         return min(self._work_s[Priority.INTERACTIVE], fair_s) * self.cost.scale
 
     def __contains__(self, waiting: W) -> bool:
-        return waiting.serial in self._by_length.get(waiting.length, ())
+        return waiting.waits
 
     def __iter__(self) -> Iterator[W]:
         """Everybody who waits, by length."""
         for length in self._lengths:
-            yield from self._by_length[length].values()
+            yield from (waiting for _, _, waiting in self._by_length[length])
 
     def add(self, waiting: W) -> None:
         """Let a sequence wait."""
@@ -86,23 +87,28 @@ class Backlog(Generic[W]):
         waiting.serial = self._serial
         waiting.share_s = self.cost.share_s(waiting.length)
         flow = self._flows.get(waiting.flow)
+        now_s = self._turn_now_s(waiting)
         if flow is None:
-            self._flows[waiting.flow] = flow = _Flow(next_turn_s=self._virtual_s)
-        waiting.turn_s = max(self._virtual_s, flow.next_turn_s)
+            self._flows[waiting.flow] = flow = _Flow(next_turn_s=now_s)
+        waiting.turn_s = max(now_s, flow.next_turn_s)
         flow.next_turn_s = waiting.turn_s + waiting.share_s
         self._change(waiting, flow, 1)
-        heappush(self._turns[waiting.priority], (waiting.turn_s, waiting.serial, waiting))
+        entry = (waiting.turn_s, waiting.serial, waiting)
+        heappush(self._turns[waiting.priority], entry)
         bucket = self._by_length.get(waiting.length)
         if bucket is None:
-            self._by_length[waiting.length] = bucket = {}
+            self._by_length[waiting.length] = bucket = []
             insort(self._lengths, waiting.length)
-        bucket[waiting.serial] = waiting
+        insort(bucket, entry)
+        waiting.waits = True
 
     def remove(self, waiting: W) -> bool:
         """Take a sequence out, wherever it stands. Returns False if it does not wait here."""
-        bucket = self._by_length.get(waiting.length)
-        if bucket is None or bucket.pop(waiting.serial, None) is None:
+        if not waiting.waits:
             return False
+        waiting.waits = False
+        bucket = self._by_length[waiting.length]
+        del bucket[bisect_left(bucket, (waiting.turn_s, waiting.serial))]
         if not bucket:
             del self._by_length[waiting.length]
             del self._lengths[bisect_left(self._lengths, waiting.length)]
@@ -132,16 +138,25 @@ class Backlog(Generic[W]):
         return bulk if now_s - bulk.arrived_s > BULK_AGE_S else interactive
 
     def not_longer(self, leader: W) -> Iterator[W]:
-        """The others from the leader's length downwards; among equals in the order of arrival."""
+        """The others from the leader's length downwards; among equals by turn."""
         for index in range(bisect_left(self._lengths, leader.length), -1, -1):
-            for waiting in self._by_length[self._lengths[index]].values():
+            for _, _, waiting in self._by_length[self._lengths[index]]:
                 if waiting is not leader:
                     yield waiting
 
     def longer(self, leader: W) -> Iterator[W]:
-        """The others above the leader's length, upwards; among equals in the order of arrival."""
+        """The others above the leader's length, upwards; among equals by turn."""
         for index in range(bisect_left(self._lengths, leader.length) + 1, len(self._lengths)):
-            yield from self._by_length[self._lengths[index]].values()
+            yield from (waiting for _, _, waiting in self._by_length[self._lengths[index]])
+
+    def _turn_now_s(self, waiting: W) -> float:
+        """The turn of a flow that comes now.
+
+        Virtual time, but at most one turn behind whoever leads: neighbours in length ride out of turn, so that some
+        flows lag behind virtual time, and a newcomer must not wait until all of them have caught up.
+        """
+        head = self._head(waiting.priority)
+        return self._virtual_s if head is None else min(self._virtual_s, head.turn_s + waiting.share_s)
 
     def _change(self, waiting: W, flow: _Flow, sign: int) -> None:
         """Count a sequence in or out."""

@@ -28,5 +28,7 @@ class Waiting:
     """Its place in the order of leading, in virtual seconds of work; given by the backlog."""
     share_s: float = field(default=0.0, init=False)
     """Its part of the predicted work, in unscaled seconds; given by the backlog."""
+    waits: bool = field(default=False, init=False)
+    """Whether it stands in a backlog now."""
     serial: int = field(default=0, init=False)
     """Unique; breaks ties in the order of arrival; given by the backlog."""

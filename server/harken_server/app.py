@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -31,6 +32,10 @@ from harken_server.telemetry import logs
 from harken_server.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
+
+_SCRAPE_S: Final = 10.0
+# How long a drain answers new calls with a refusal, while they keep coming, before it closes the connections.
+_REFUSING_S: Final = 0.5
 
 CLOCK: Final = time.monotonic
 
@@ -62,7 +67,7 @@ class App:
             self._repository,
             self._batcher,
             self._tokenizing,
-            Limits(settings.max_inputs, settings.max_text_bytes, settings.max_message_bytes),
+            Limits(settings.max_inputs, settings.max_text_bytes, settings.max_message_bytes, settings.max_unsent_bytes),
             CLOCK,
         )
         self._streams: Final = Streams(settings.max_stream_unanswered, settings.max_request_s)
@@ -113,8 +118,12 @@ class App:
         await asyncio.sleep(settings.drain_delay_s)
         self._service.state = "draining"
         self._streams.drain()
+        # Refused calls get their status from a server that is still up; one that stops cancels what it has not begun.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._calls.quiet(), _REFUSING_S)
         stopping = asyncio.create_task(self._server.stop(settings.max_request_s + 1.0))
-        await self._calls.idle()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._calls.quiet(), settings.max_request_s + 1.0)
         # An open health Watch or reflection stream would hold the stop for its whole grace.
         await self._server.stop(0)
         await stopping

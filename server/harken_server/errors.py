@@ -58,6 +58,8 @@ class TooMany(Problem):
 
     count: int
     limit: int
+    at_least: bool = False
+    """Whether counting stopped at `count`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class BacklogFull(Refusal):
     waiting: int
     asked: int
     limit: int
-    unit: Literal["sequences", "tokens", "bytes of text"]
+    unit: Literal["sequences", "tokens", "bytes of text", "bytes of answers"]
     retry_after_s: float
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from harken_server.errors import (
     Abandoned,
     AnswerTooLarge,
+    BacklogFull,
     Expired,
     InvalidRequest,
     Missing,
@@ -64,6 +65,8 @@ class Limits:
     inputs: int
     text_bytes: int
     answer_bytes: int
+    unsent_bytes: int
+    """Of all answers that are computed, or will be, and have not left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class Answers:
 
     model: Model
     answers: Sequence[Answer]
+    size_bytes: int
+    """Held until the edge says `sent`."""
 
 
 class Service:
@@ -114,8 +119,9 @@ class Service:
         self._repository: Final = repository
         self._batcher: Final = batcher
         self._tokenizing: Final = tokenizing
-        self._limits: Final = limits
+        self.limits: Final = limits
         self._clock: Final = clock
+        self._unsent_bytes = 0
         self.state: Literal["loading", "serving", "draining"] = "loading"
 
     def label(self, name: str, version: int) -> str:
@@ -178,7 +184,30 @@ class Service:
         self._batcher.check_room(model.key, len(inputs))
         sequences = await self._tokenize(model, inputs, text_bytes)
         fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
-        self._check_sequences(model, options, sequences, fields)
+        answer_bytes = self._check_sequences(model, options, sequences, fields)
+        self._hold(answer_bytes)
+        try:
+            answers = await self._compute(model, options, sequences, deadline, received_s)
+        except BaseException:
+            self.sent(answer_bytes)
+            raise
+        return Answers(model, answers, answer_bytes)
+
+    def sent(self, size_bytes: int) -> None:
+        """An answer has left, or nobody is there to take it."""
+        self._unsent_bytes -= size_bytes
+
+    def _hold(self, size_bytes: int) -> None:
+        """Callers who ask and never read must not fill the memory. Raises BacklogFull."""
+        limit = self.limits.unsent_bytes
+        if self._unsent_bytes + size_bytes > limit:
+            raise BacklogFull(self._unsent_bytes, size_bytes, limit, "bytes of answers", _RETRY_S)
+        self._unsent_bytes += size_bytes
+
+    async def _compute(
+        self, model: Model, options: Options, sequences: Sequence[Tokens], deadline: Deadline, received_s: float
+    ) -> list[Answer]:
+        """From tokens to each one's outcome."""
         group = _Group(len(sequences))
         queued_s = self._clock()
         pendings = [
@@ -204,13 +233,10 @@ class Service:
             expired = deadline.explains_cancel(now_s)
             self._batcher.withdraw(model.key, pendings, Expired(deadline.by_cap) if expired else Abandoned())
             raise
-        return Answers(
-            model,
-            [
-                Answer(_outcome(pending), pending.length, tokens.full_length > pending.length, pending.stamps)
-                for pending, tokens in zip(pendings, sequences, strict=True)
-            ],
-        )
+        return [
+            Answer(_outcome(pending), pending.length, tokens.full_length > pending.length, pending.stamps)
+            for pending, tokens in zip(pendings, sequences, strict=True)
+        ]
 
     def _check_loaded(self) -> None:
         if self.state == "loading":
@@ -220,8 +246,8 @@ class Service:
         """What can be told without tokenising. Returns the bytes of all texts."""
         if not inputs:
             raise InvalidRequest((Missing("inputs"),))
-        if len(inputs) > self._limits.inputs:
-            raise InvalidRequest((TooMany("inputs", len(inputs), self._limits.inputs),))
+        if len(inputs) > self.limits.inputs:
+            raise InvalidRequest((TooMany("inputs", len(inputs), self.limits.inputs),))
         problems: list[Problem] = []
         text_bytes = 0
         for given, name in zip(inputs, names, strict=True):
@@ -234,8 +260,8 @@ class Service:
                     problems.append(TextNotAccepted(f"{name}.text", model.manifest.name))
                 elif not given:
                     problems.append(NoTokens(f"{name}.text"))
-                elif size_bytes > self._limits.text_bytes:
-                    problems.append(TooManyBytes(f"{name}.text", size_bytes, self._limits.text_bytes))
+                elif size_bytes > self.limits.text_bytes:
+                    problems.append(TooManyBytes(f"{name}.text", size_bytes, self.limits.text_bytes))
             else:
                 problems += _check_ids(given.ids, _field(given, name), model.manifest.vocab_size)
         _raise(problems)
@@ -260,8 +286,8 @@ class Service:
 
     def _check_sequences(
         self, model: Model, options: Options, sequences: Sequence[Tokens], fields: Sequence[str]
-    ) -> None:
-        """What only the tokens tell."""
+    ) -> int:
+        """What only the tokens tell. Returns the bytes that the answer will have."""
         limit = model.manifest.max_length
         budget_bytes = self._batcher.memory_budget_bytes
         memory = self._batcher.memory_model(model.key)
@@ -277,8 +303,9 @@ class Service:
         _raise(problems)
         rows = sum(len(tokens.ids) for tokens in sequences) if options.output == TOKENS else len(sequences)
         answer_bytes = rows * model.manifest.hidden_size * 4 + len(sequences) * _ANSWER_OVERHEAD_BYTES
-        if answer_bytes > self._limits.answer_bytes:
-            raise InvalidRequest((AnswerTooLarge("inputs", answer_bytes, self._limits.answer_bytes),))
+        if answer_bytes > self.limits.answer_bytes:
+            raise InvalidRequest((AnswerTooLarge("inputs", answer_bytes, self.limits.answer_bytes),))
+        return answer_bytes
 
 
 class _Group:

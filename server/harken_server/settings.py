@@ -22,8 +22,10 @@ MIB: Final = 1 << 20
 # What Kubernetes puts into every container beside a Service called harken, or harken-something. The name of a
 # setting may match as well (a Service `harken-metrics` gives HARKEN_METRICS_PORT); then the value tells.
 _KUBERNETES_NAME: Final = re.compile(
-    r"HARKEN_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r"HARKEN_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+# HARKEN_PORT and its like are too near to a mistyped setting to be known by their names alone.
+_KUBERNETES_PORT: Final = re.compile(r"HARKEN_(\w+_)?PORT")
 _KUBERNETES_URL: Final = re.compile(r"(tcp|udp|sctp)://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -94,7 +96,12 @@ class Settings(BaseSettings):
         256,
         ge=1,
         le=65536,
-        description="A stream is not read further while this many of its inputs are unanswered.",
+        description="A stream is not read further while so many inputs are unanswered (fewer, if answers are large).",
+    )
+    max_unsent_bytes: int = Field(
+        256 * MIB,
+        ge=1024,
+        description="Most bytes of answers that may wait for their readers; then calls are refused.",
     )
     max_connections: int = Field(1024, ge=1, description="Most open gRPC connections.")
     max_request_s: float = Field(
@@ -219,7 +226,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         known = name in Settings.model_fields and variable.isupper()
-        if _KUBERNETES_NAME.fullmatch(variable) and (not known or _KUBERNETES_URL.match(value)):
+        by_name = _KUBERNETES_NAME.fullmatch(variable) and not known
+        is_url = _KUBERNETES_URL.match(value) is not None
+        if by_name or (is_url and (_KUBERNETES_PORT.fullmatch(variable) or _KUBERNETES_NAME.fullmatch(variable))):
             continue
         if not known:
             raise BadSettings(f"{variable} in the environment is not a setting{_nearest(name)}")

@@ -20,14 +20,14 @@ def content(minilm_models: Path) -> bytes:
 
 
 def test_short_text_is_itself_with_its_special_tokens(content: bytes) -> None:
-    (tokens,) = Tokenizer(content, 512).encode(["Hello, world"])
+    (tokens,) = Tokenizer(content, 512, 30522).encode(["Hello, world"])
     assert tokens.ids.tolist() == [101, 7592, 1010, 2088, 102]
     assert (tokens.full_length, tokens.counted_all, tokens.special) == (5, True, 2)
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n\t", "\u200b"])
 def test_text_of_nothing_has_special_tokens_only(content: bytes, empty: str) -> None:
-    (tokens,) = Tokenizer(content, 512).encode([empty])
+    (tokens,) = Tokenizer(content, 512, 30522).encode([empty])
     assert len(tokens.ids) == tokens.special == 2
 
 
@@ -41,7 +41,7 @@ def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
     plain.no_truncation()
     plain.no_padding()
     whole = plain.encode(text).ids
-    (tokens,) = Tokenizer(content, most).encode([text])
+    (tokens,) = Tokenizer(content, most, 30522).encode([text])
     assert (tokens.full_length > most) == (len(whole) > most)
     if len(whole) <= most:
         assert tokens.ids.tolist() == whole
@@ -55,7 +55,12 @@ def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
 
 def test_a_file_that_is_no_tokenizer_is_refused() -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
-        Tokenizer(b"{}", 512)
+        Tokenizer(b"{}", 512, 30522)
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_knows_is_refused(content: bytes) -> None:
+    with pytest.raises(BundleError, match="has 30522 ids, but the model knows 30521"):
+        Tokenizer(content, 512, 30521)
 
 
 def repository(*versions: tuple[str, int]) -> Repository:

@@ -70,7 +70,8 @@ class Engine:
         session.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A pattern is kept for each shape that ever ran, and here nearly each batch has its own.
         session.enable_mem_pattern = False
-        session.log_severity_level = 3
+        # Its lines are no JSON, and may hold token ids; what matters comes as an exception.
+        session.log_severity_level = 4
         providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
         if options.device == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", _cuda_options(options)))
@@ -146,4 +147,6 @@ def _cuda_options(options: DeviceOptions) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What failed and where, without the values: they may be a caller's token ids."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.split(" Status Message:")[0]

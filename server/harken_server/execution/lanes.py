@@ -80,7 +80,8 @@ def _outcomes(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> list
     try:
         return _run(runner, pendings, clock)
     except Exception as error:  # noqa: BLE001 - the lane's edge: whatever goes wrong, each sequence gets an answer
-        log.warning("batch failed", sequences=len(pendings), error=str(error), kind=type(error).__name__)
+        what = str(error) if isinstance(error, EngineError) else type(error).__name__
+        log.warning("batch failed", sequences=len(pendings), error=what)
     if len(pendings) == 1:
         return [ComputeFailed("ENGINE_FAILED")]
     middle = len(pendings) // 2

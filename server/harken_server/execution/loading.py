@@ -82,7 +82,9 @@ class Loader:
     ) -> None:
         manifest = bundle.manifest
         started_s = self._clock()
-        tokenizer = None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer, manifest.max_length)
+        tokenizer = None
+        if bundle.tokenizer is not None:
+            tokenizer = Tokenizer(bundle.tokenizer, manifest.max_length, manifest.vocab_size)
         hardware = device_memory.name if device_memory else processor_name()
         calibrated = await asyncio.to_thread(self._calibrate, bundle, folder, engine, device, hardware)
         memory = MemoryModel.of_encoder(

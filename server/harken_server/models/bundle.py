@@ -1,7 +1,9 @@
 """A bundle on disk, read and checked: nothing of it is used before its hash matches its manifest."""
 
 import hashlib
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +15,8 @@ MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = 1
+ARCHITECTURE: Final = "bert"
+PRECISIONS: Final = ("fp32", "fp16")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _MANIFEST_LIMIT_BYTES: Final = 4 << 20
@@ -20,6 +24,9 @@ _MANIFEST_LIMIT_BYTES: Final = 4 << 20
 
 class BundleError(Exception):
     """A bundle that cannot be served. The message is one line and names the file and what is wrong with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,6 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST}: nested too deeply") from error
     _check_manifest(folder, manifest)
     contents = {file.name: _read_hashed(folder, file) for file in manifest.files}
-    if MODEL not in contents:
-        raise BundleError(f"{folder / MANIFEST}: names no file {MODEL}")
     return Bundle(
         manifest=manifest,
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -65,6 +70,20 @@ def _check_manifest(folder: Path, manifest: bundle_pb2.Bundle) -> None:
         raise BundleError(
             f"{where}: is {manifest.name}/{manifest.version}, but lies in {folder.parent.name}/{folder.name}"
         )
+    if manifest.architecture != ARCHITECTURE:
+        raise BundleError(
+            f"{where}: architecture {manifest.architecture!r} is not known to this server ({ARCHITECTURE} is)"
+        )
+    if manifest.precision not in PRECISIONS:
+        raise BundleError(f"{where}: precision {manifest.precision!r} is none of {', '.join(PRECISIONS)}")
+    names = [file.name for file in manifest.files]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise BundleError(f"{where}: {name!r} is not a plain file name")
+    if len(set(names)) < len(names):
+        raise BundleError(f"{where}: names a file twice")
+    if MODEL not in names:
+        raise BundleError(f"{where}: names no file {MODEL}")
     for field in ("layers", "heads", "hidden_size", "intermediate_size", "vocab_size", "max_length"):
         if getattr(manifest, field) < 1:
             raise BundleError(f"{where}: {field} is missing")
@@ -77,8 +96,6 @@ def _check_manifest(folder: Path, manifest: bundle_pb2.Bundle) -> None:
 
 
 def _read_hashed(folder: Path, file: bundle_pb2.BundleFile) -> bytes:
-    if not NAME.fullmatch(file.name):
-        raise BundleError(f"{folder / MANIFEST}: {file.name!r} is not a plain file name")
     content = _read(folder, file.name, file.size_bytes)
     sha256 = hashlib.sha256(content).hexdigest()
     if len(content) != file.size_bytes or sha256 != file.sha256:
@@ -90,14 +107,20 @@ def _read_hashed(folder: Path, file: bundle_pb2.BundleFile) -> bytes:
 
 
 def _read(folder: Path, name: str, limit_bytes: int) -> bytes:
+    """At most `limit_bytes` and one more of a regular file in `folder`."""
     path = folder / name
-    if path.is_symlink() and folder.resolve() not in path.resolve().parents:
-        raise BundleError(f"{path}: is a link that leads out of the bundle")
     try:
-        with path.open("rb") as file:
-            content = file.read(limit_bytes + 1)
+        if path.is_symlink() and folder.resolve() not in path.resolve(strict=True).parents:
+            raise BundleError(f"{path}: is a link that leads out of the bundle")
+        # Not blocking: whoever puts a pipe there must not make the start wait for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{path}: is not a regular file")
+            if status.st_size > limit_bytes and name == MANIFEST:
+                raise BundleError(f"{path}: larger than {limit_bytes} bytes")
+            return file.read(min(limit_bytes, status.st_size) + 1)
+    except RuntimeError as error:
+        raise BundleError(f"{path}: is a link to itself") from error
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from error
-    if len(content) > limit_bytes:
-        raise BundleError(f"{path}: larger than {limit_bytes} bytes")
-    return content

@@ -37,12 +37,14 @@ class Tokens:
 class Tokenizer:
     """The tokenizer of one bundle. Calls release the GIL and may come from several threads."""
 
-    def __init__(self, content: bytes, max_length: int) -> None:
-        """`content`: a tokenizer.json. Raises BundleError if it is none."""
+    def __init__(self, content: bytes, max_length: int, vocab_size: int) -> None:
+        """`content`: a tokenizer.json. Raises BundleError if it is none, or one of more ids than the model knows."""
         try:
             tokenizer = HuggingFaceTokenizer.from_buffer(content)
         except Exception as error:
             raise BundleError(f"tokenizer.json: {error}") from error
+        if tokenizer.get_vocab_size() > vocab_size:
+            raise BundleError(f"tokenizer.json: has {tokenizer.get_vocab_size()} ids, but the model knows {vocab_size}")
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         self._tokenizer: Final = tokenizer

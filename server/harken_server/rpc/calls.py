@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+_MOMENT_S: Final = 0.1
 _ENDED_LATER: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,6 +49,7 @@ class Calls:
         self.metrics: Final = metrics
         self._max_request_s: Final = max_request_s
         self._open = 0
+        self._began = 0
         self._idle: Final = asyncio.Event()
         self._idle.set()
 
@@ -58,8 +60,11 @@ class Calls:
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a call's work. Whatever it raises ends in one status, counted once; a bug ends in INTERNAL."""
         call = Call(method, self.clock(), self.deadline(context))
+        self._began += 1
         self._open += 1
         self._idle.clear()
+        # Not when the handler returns: its answer is on its way only then.
+        when_done(context, self._ended)
         try:
             result = await work(call)
             self._count(call, grpc.StatusCode.OK)
@@ -78,10 +83,6 @@ class Calls:
         except Exception:
             log.exception("call failed", method=method, request_id=call.request_id)
             await self._abort(call, context, bug(call.request_id))
-        finally:
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
         raise AssertionError("abort raises")
 
     def rejected(self, model: str, refused: Answer) -> None:
@@ -97,9 +98,18 @@ class Calls:
         edge_s = (now_s - received_s) - (stamps.scattered_s - stamps.received_s)
         self.metrics.stage_duration.labels(call.model, "edge").observe(edge_s)
 
-    async def idle(self) -> None:
-        """Until no call is open."""
-        await self._idle.wait()
+    async def quiet(self) -> None:
+        """Until no call is open, and none has begun for a moment: what has arrived may not have been picked up yet."""
+        began = -1
+        while began != self._began:
+            began = self._began
+            await self._idle.wait()
+            await asyncio.sleep(_MOMENT_S)
+
+    def _ended(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._idle.set()
 
     def _count(self, call: Call, code: grpc.StatusCode) -> None:
         self.metrics.requests.labels(call.model, call.method, code.name).inc()
@@ -108,3 +118,9 @@ class Calls:
         # Counted first: a client that never reads keeps the status from leaving until it goes away.
         self._count(call, refused.code)
         await context.abort(refused.code, refused.status.message, refused.trailers())
+
+
+def when_done(context: Context, act: Callable[[], None]) -> None:
+    """Once the call is over: its answer has left, or nobody is there to take it."""
+    callback: Any = lambda _: act()  # noqa: E731 - the stubs give the callback a type that no function has
+    context.add_done_callback(callback)

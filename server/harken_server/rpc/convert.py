@@ -3,6 +3,7 @@
 from typing import Final
 
 import numpy as np
+import structlog
 from harken.v1 import encoder_pb2
 
 from harken_server.errors import InvalidRequest, NoContent, Problem, Refusal, TooManyBytes, UnknownValue
@@ -12,6 +13,8 @@ from harken_server.rpc.calls import Call
 from harken_server.rpc.status import answer
 from harken_server.scheduling.waiting import Priority
 from harken_server.service import Answer, Input, Options, TokenIds
+
+log = structlog.get_logger()
 
 _MOST_TENANT_BYTES: Final = 64
 
@@ -77,7 +80,9 @@ def result_of(outcome: Answer, call: Call) -> encoder_pb2.Result:
     """An answer as a message. What failed has no timings: some of its stages never were."""
     result = encoder_pb2.Result(tokens=outcome.tokens, truncated=outcome.truncated)
     if isinstance(outcome.outcome, Refusal):
-        result.error.CopyFrom(answer(outcome.outcome, call.request_id).status)
+        refused = answer(outcome.outcome, call.request_id)
+        log.error("input failed", reason=refused.reason, model=call.model, request_id=call.request_id)
+        result.error.CopyFrom(refused.status)
         return result
     stages_ns = outcome.stamps.stages_ns()
     result.timings.CopyFrom(

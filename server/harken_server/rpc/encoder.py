@@ -6,10 +6,10 @@ from typing import Final
 import grpc
 from harken.v1 import encoder_pb2
 
-from harken_server.rpc.calls import Call, Calls, Context
+from harken_server.rpc.calls import Call, Calls, Context, when_done
 from harken_server.rpc.convert import info_of, input_of, options_of, result_of
 from harken_server.rpc.stream import Stream, Streams
-from harken_server.rpc.wire import parse
+from harken_server.rpc.wire import Repeated, parse
 from harken_server.service import Service
 
 SERVICE: Final = "harken.v1.Encoder"
@@ -40,14 +40,16 @@ class Encoder:
         """Encode(EncodeRequest) -> EncodeResponse."""
 
         async def work(call: Call) -> bytes:
-            request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes)
+            inputs = Repeated(encoder_pb2.EncodeRequest.INPUTS_FIELD_NUMBER, "inputs", self._service.limits.inputs)
+            request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes, inputs)
             options = options_of(request, flow=call)
             call.model = self._service.label(options.model, options.version)
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]
             longest = self._service.max_length
-            inputs = [input_of(message, name, longest) for message, name in zip(request.inputs, names, strict=True)]
+            given = [input_of(message, name, longest) for message, name in zip(request.inputs, names, strict=True)]
             started_s = self._calls.clock()
-            answers = await self._service.encode(options, inputs, names, call.deadline, started_s)
+            answers = await self._service.encode(options, given, names, call.deadline, started_s)
+            when_done(context, lambda: self._service.sent(answers.size_bytes))
             response = encoder_pb2.EncodeResponse(
                 model=answers.model.manifest.name,
                 version=answers.model.manifest.version,

@@ -12,6 +12,7 @@ from harken_server.settings import Settings
 
 # Beyond a message over the limit that we answer ourselves, with details, gRPC refuses in its own words.
 _HARD_LIMIT: Final = 2
+_HANDSHAKE_MS: Final = 5_000
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:
@@ -23,6 +24,8 @@ def make_server(settings: Settings) -> grpc.aio.Server:
             # An answer's size is checked before it is computed.
             ("grpc.max_send_message_length", -1),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            # Whoever connects and says nothing gives the place back.
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.http2.min_ping_interval_without_data_ms", round(settings.min_ping_interval_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             # By default a burst of over 1,000 calls that are not yet picked up fails as CANCELLED.

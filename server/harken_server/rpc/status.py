@@ -13,7 +13,7 @@ from harken_server import errors
 
 DOMAIN: Final = "harken"
 
-_MOST_CHARACTERS: Final = 400
+_MOST_BYTES: Final = 400
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 _DETAILS: Final = "grpc-status-details-bin"
 
@@ -125,8 +125,8 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return "is not valid UTF-8"
         case errors.NotProtobuf(_, message, size_bytes):
             return f"the request's {size_bytes} bytes are not a {message} message"
-        case errors.TooMany(_, count, limit):
-            return f"has {count} elements, over the limit of {limit}"
+        case errors.TooMany(_, count, limit, at_least):
+            return f"has {'at least ' if at_least else ''}{count} elements, over the limit of {limit}"
         case errors.TooManyBytes("", size_bytes, limit_bytes):
             return f"the message has {size_bytes} bytes, over the limit of {limit_bytes}"
         case errors.TooManyBytes(_, size_bytes, limit_bytes):
@@ -161,6 +161,7 @@ def _reason(problem: errors.Problem) -> str:
     return "".join(f"_{letter}" if letter.isupper() and index else letter for index, letter in enumerate(name)).upper()
 
 
-def _cut(text: str, most: int = _MOST_CHARACTERS) -> str:
-    """Trailers are limited to 8 KiB in all."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def _cut(text: str, most: int = _MOST_BYTES) -> str:
+    """At most `most` bytes of UTF-8: trailers are limited to 8 KiB in all."""
+    encoded = text.encode()
+    return text if len(encoded) <= most else f"{encoded[: most - 3].decode(errors='ignore')}..."

@@ -18,6 +18,7 @@ from harken_server.errors import (
     Refusal,
     TooManyBytes,
 )
+from harken_server.execution.engine import TOKENS
 from harken_server.rpc.calls import Call, Calls, Context
 from harken_server.rpc.convert import input_of, options_of, result_of
 from harken_server.rpc.status import Answer, answer, bug
@@ -67,7 +68,8 @@ class Stream:
         self._context: Final = context
         self._max_message_bytes: Final = max_message_bytes
         self._places: Final = asyncio.Semaphore(streams.max_unanswered)
-        self._answers: Final[asyncio.Queue[bytes | None]] = asyncio.Queue()
+        # Each with the bytes that it holds until it is written; None is the end.
+        self._answers: Final[asyncio.Queue[tuple[bytes, int] | None]] = asyncio.Queue()
         self._answering: Final[set[asyncio.Task[None]]] = set()
         self._options = options_of(encoder_pb2.StreamOpen(), flow=self)
         self._index = 0
@@ -87,7 +89,10 @@ class Stream:
         finally:
             self._streams.remove(self)
             await _cancel({self._reader, *self._answering})
-        if self._streams.draining:
+            while not self._answers.empty():
+                entry = self._answers.get_nowait()
+                self._service.sent(entry[1] if entry else 0)
+        if self._reader.cancelled():
             raise NotReady("draining", retry_after_s=1.0)
 
     def stop_reading(self) -> None:
@@ -96,13 +101,16 @@ class Stream:
             self._reader.cancel()
 
     async def _write(self) -> None:
-        while (message := await self._answers.get()) is not None:
+        while (entry := await self._answers.get()) is not None:
+            message, held_bytes = entry
             try:
                 async with asyncio.timeout(self._streams.max_request_s):
                     await self._context.write(message)
             except TimeoutError:
                 # A client that sends and never reads would keep its places for ever.
                 raise Expired(by_cap=True) from None
+            finally:
+                self._service.sent(held_bytes)
             self._places.release()
 
     async def _read(self) -> None:
@@ -113,6 +121,9 @@ class Stream:
             if raw is grpc.aio.EOF:
                 return
             if first and self._open(raw):
+                # Answers of one vector for each token are large: fewer of them fill as much memory as a message may.
+                for _ in range(self._streams.max_unanswered - self._most_unanswered()):
+                    await self._places.acquire()
                 self._places.release()
             else:
                 task = asyncio.create_task(self._answer(raw, self._index))
@@ -136,17 +147,25 @@ class Stream:
         self._service.find(self._options.model, self._options.version)
         return True
 
+    def _most_unanswered(self) -> int:
+        """How many inputs may be unanswered in this stream."""
+        if self._options.output != TOKENS:
+            return self._streams.max_unanswered
+        manifest = self._service.find(self._options.model, self._options.version).manifest
+        answer_bytes = manifest.max_length * manifest.hidden_size * 4
+        return min(self._streams.max_unanswered, max(1, self._max_message_bytes // answer_bytes))
+
     async def _answer(self, raw: bytes, index: int) -> None:
         received_s = self._calls.clock()
         response = encoder_pb2.EncodeStreamResponse(index=index)
         try:
             message = self._input(raw, response)
             given = input_of(message.input, _INPUT, self._service.max_length)
-            deadline = self._calls.deadline(self._context)
+            deadline = self._call.deadline.within(self._streams.max_request_s, received_s)
             started_s = self._calls.clock()
             answers = await self._service.encode(self._options, [given], [_INPUT], deadline, started_s)
             response.result.CopyFrom(result_of(answers.answers[0], self._call))
-            self._answers.put_nowait(response.SerializeToString())
+            self._answers.put_nowait((response.SerializeToString(), answers.size_bytes))
             self._call.model = answers.model.manifest.name
             self._calls.answered(self._call, received_s, answers)
         except Refusal as refusal:
@@ -159,7 +178,7 @@ class Stream:
 
     def _refuse(self, response: encoder_pb2.EncodeStreamResponse, refused: Answer) -> None:
         response.result.error.CopyFrom(refused.status)
-        self._answers.put_nowait(response.SerializeToString())
+        self._answers.put_nowait((response.SerializeToString(), 0))
 
     def _input(self, raw: bytes, response: encoder_pb2.EncodeStreamResponse) -> encoder_pb2.StreamInput:
         """The input that the bytes hold; its id goes into the response once it is known. Raises InvalidRequest."""

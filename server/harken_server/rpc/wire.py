@@ -5,29 +5,86 @@ gRPC's own deserialiser answers UNKNOWN with a Python error; so handlers take ra
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Final, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from harken_server.errors import InvalidRequest, NotProtobuf, NotUtf8, Problem, TooManyBytes
+from harken_server.errors import InvalidRequest, NotProtobuf, NotUtf8, Problem, TooMany, TooManyBytes
 
 M = TypeVar("M", bound=Message)
 
 _MOST_PROBLEMS: Final = 16
+# A sender may repeat a field that is not repeated; nobody does it often.
+_OTHER_FIELDS: Final = 64
+# How far over its limit a count is still told exactly.
+_COUNTED_TIMES: Final = 8
 
 
-def parse(kind: type[M], raw: bytes, limit_bytes: int) -> M:
+class Repeated(NamedTuple):
+    """A repeated field at the top of a message, and how many elements it may have."""
+
+    number: int
+    name: str
+    limit: int
+
+
+def parse(kind: type[M], raw: bytes, limit_bytes: int, repeated: Repeated | None = None) -> M:
     """The message that `raw` holds. Raises InvalidRequest, which names the fields whose text is not UTF-8."""
     if len(raw) > limit_bytes:
         raise InvalidRequest((TooManyBytes("", len(raw), limit_bytes),))
+    if repeated is not None:
+        _limit_elements(raw, *repeated)
     message = kind()
     try:
         message.ParseFromString(raw)
     except DecodeError:
         raise InvalidRequest(_diagnose(kind, raw)) from None
     return message
+
+
+def _limit_elements(raw: bytes, number: int, name: str, limit: int) -> None:
+    """Raises InvalidRequest if more than `limit` elements of the repeated field `number` stand at the top of `raw`.
+
+    Looks at the bytes alone: each element costs a client two bytes, and the parser an object.
+    """
+    most = _COUNTED_TIMES * (limit + _OTHER_FIELDS)
+    position = elements = fields = 0
+    try:
+        while position < len(raw) and fields < most:
+            tag, position = _varint(raw, position)
+            fields += 1
+            elements += tag >> 3 == number
+            match tag & 7:
+                case 0:
+                    _, position = _varint(raw, position)
+                case 1:
+                    position += 8
+                case 2:
+                    size_bytes, position = _varint(raw, position)
+                    position += size_bytes
+                case 5:
+                    position += 4
+                case _:
+                    return  # no message; the parser says so
+    except IndexError:
+        return
+    unknown = position < len(raw)
+    if elements > limit or unknown:
+        raise InvalidRequest((TooMany(name, max(elements, limit + 1), limit, at_least=unknown),))
+
+
+def _varint(raw: bytes, position: int) -> tuple[int, int]:
+    """The number at `position` and where the next field begins. Raises IndexError at the end of `raw`."""
+    value = shift = 0
+    while True:
+        byte = raw[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80 or shift > 63:
+            return value, position
+        shift += 7
 
 
 def readable_text(kind: type[Message], raw: bytes, path: tuple[str, ...]) -> str:

@@ -25,6 +25,12 @@ class Deadline:
             return cls(now_s + cap_s, by_cap=True)
         return cls(now_s + remaining_s, slack_s=max(0.02 * remaining_s, _LEAST_SLACK_S))
 
+    def within(self, cap_s: float, now_s: float) -> "Deadline":
+        """The deadline of one part of a stream that has this one, if the caller gave it: capped from now on."""
+        if self.by_cap or self.at_s > now_s + cap_s:
+            return Deadline(now_s + cap_s, by_cap=True)
+        return self
+
     def remaining_s(self, now_s: float) -> float:
         """Seconds left; negative once it passed."""
         return self.at_s - now_s

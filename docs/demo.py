@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -81,6 +82,7 @@ def server(models: str) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped on the way out
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="models", help="folder of the bundles (default: %(default)s)")
     parser.add_argument("--load-s", type=float, default=10.0, help="seconds of load (default: %(default)s)")
@@ -105,7 +107,9 @@ def main() -> None:
                 nearest.add_row("" if rank else query, f"{similarity[index]:.2f}", sentence)
         console.print(nearest)
 
-        console.print(f"[bold]== {arguments.load_s:g} s of load: 64 calls under way, lengths from 3 to 512 tokens")
+        console.print(
+            f"[bold]== {arguments.load_s:g} s of load: 64 calls under way, lengths around 40, up to 512 tokens"
+        )
         load = [f"{BIN}/harken", "load", "--server", target, "--metrics", metrics, "--concurrency", "64"]
         lengths = ["--lengths", "lognormal:median=40,p99=300", "--duration", str(arguments.load_s), "--seed", "1"]
         subprocess.run([*load, *lengths], check=True)
@@ -119,4 +123,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -37,6 +37,9 @@ _SCRAPE_S: Final = 10.0
 # How long a drain answers new calls with a refusal, while they keep coming, before it closes the connections.
 _REFUSING_S: Final = 0.5
 
+# For what is computed and on its way to a slow reader; with a Watch open all of it passes.
+_SENDING_S: Final = 0.5
+
 CLOCK: Final = time.monotonic
 
 
@@ -125,7 +128,7 @@ class App:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._calls.quiet(), settings.max_request_s + 1.0)
         # An open health Watch or reflection stream would hold the stop for its whole grace.
-        await self._server.stop(0)
+        await self._server.stop(_SENDING_S)
         await stopping
         self._tokenizing.stop()
         for lane in self._loader.lanes:

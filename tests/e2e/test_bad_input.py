@@ -230,3 +230,33 @@ def test_an_unknown_method_is_unimplemented(minilm_server: RunningServer) -> Non
     with grpc.insecure_channel(minilm_server.target) as channel, pytest.raises(grpc.RpcError) as error:
         raw_call(channel, "/harken.v1.Encoder/Absent", b"")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("element", [b"\x22\x00", b"\x22\x04\x0a\x02\xff\xfe"], ids=["empty", "not UTF-8"])
+def test_millions_of_elements_are_refused_before_they_are_parsed(tiny_server: RunningServer, element: bytes) -> None:
+    before = tiny_server.total("harken_memory_bytes", kind="rss_peak")
+    answer = refusal(tiny_server, b"\x0a\x04tiny" + element * ((15 << 20) // len(element)))
+    assert (answer.reason, answer.fields) == ("TOO_MANY", ("inputs",))
+    assert answer.message == "inputs: has at least 8703 elements, over the limit of 1024"
+    # Parsed, they would take more than a gigabyte.
+    assert tiny_server.total("harken_memory_bytes", kind="rss_peak") < before + (200 << 20)
+    (result,) = stub(tiny_server.target).Encode(pb.EncodeRequest(inputs=ids([5]))).results
+    assert result.tokens == 1
+
+
+def test_answers_that_nobody_reads_have_a_budget(tiny_models: Path) -> None:
+    options = pb.EncodeOptions(output=pb.OUTPUT_TOKENS)
+    request = pb.EncodeRequest(inputs=ids(*[[5] * 128] * 100), options=options)  # an answer of 1.6 MB
+    with running_server(tiny_models, "--max-unsent-bytes", "2000000") as server:
+        encoder = stub(server.target)
+        for _ in range(5):
+            # Each one that is read gives its bytes back.
+            assert len(encoder.Encode(request).results) == 100
+        answers = [encoder.Encode.future(request, timeout=60) for _ in range(20)]
+        codes = {answer.code().name for answer in answers}
+        assert codes <= {"OK", "RESOURCE_EXHAUSTED"}
+        assert "OK" in codes
+        assert len(encoder.Encode(request).results) == 100
+        too_large = pb.EncodeRequest(inputs=ids(*[[5] * 128] * 200), options=options)
+        answer = refusal(server, too_large)
+        assert (answer.code, answer.reason, answer.retry_after_s) == ("RESOURCE_EXHAUSTED", "BACKLOG_FULL", None)

@@ -1,6 +1,7 @@
 """Start and stop: what is refused at the start in one line, and what a drain keeps."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -215,11 +216,19 @@ def test_a_start_that_cannot_be_is_one_line_and_code_two(
         ("manifest", "bundle.json: not a bundle manifest"),
         ("format", "bundle.json: format 99 is not known to this server"),
         ("moved", "bundle.json: is tiny/1, but lies in tiny/2"),
+        ("fifo", "model.onnx: is not a regular file"),
+        ("loop", "model.onnx: is a link to itself"),
+        ("twice", "bundle.json: names a file twice"),
+        ("precision", "bundle.json: precision 'fp64' is none of fp32, fp16"),
+        ("architecture", "bundle.json: architecture 'gpt' is not"),
+        ("lie", "says hidden_size 31, but its vectors have 32"),
+        ("size", "model.onnx: sha256 .* corrupted, or changed after the export"),
+        ("key", "bundle.json: not a bundle manifest: .* no field named"),
         ("escape", "bundle.json: '../../secret' is not a plain file name"),
         ("empty", "holds no bundle"),
     ],
 )
-def test_a_corrupted_bundle_is_refused_at_the_start(
+def test_a_corrupted_bundle_is_refused_at_the_start(  # noqa: PLR0912 - one case for each damage
     tiny_models: Path, tmp_path: Path, damage: str, message: str
 ) -> None:
     models = tmp_path / "models"
@@ -242,6 +251,25 @@ def test_a_corrupted_bundle_is_refused_at_the_start(
             manifest.write_text(json.dumps({**content, "format": 99}))
         case "moved":
             bundle.rename(models / "tiny" / "2")
+        case "fifo":
+            model.unlink()
+            os.mkfifo(model)
+        case "loop":
+            model.unlink()
+            model.symlink_to(model)
+        case "twice":
+            manifest.write_text(json.dumps({**content, "files": content["files"] * 2}))
+        case "precision":
+            manifest.write_text(json.dumps({**content, "precision": "fp64"}))
+        case "architecture":
+            manifest.write_text(json.dumps({**content, "architecture": "gpt"}))
+        case "lie":
+            manifest.write_text(json.dumps({**content, "hidden_size": 31}))
+        case "size":
+            content["files"][0]["size_bytes"] = str(2**63)
+            manifest.write_text(json.dumps(content))
+        case "key":
+            manifest.write_text(json.dumps({**content, "a\nnew line": 1}))
         case "escape":
             content["files"][0]["name"] = "../../secret"
             manifest.write_text(json.dumps(content))
@@ -292,3 +320,22 @@ def test_keepalive_pings_are_tolerated_down_to_the_setting(
             time.sleep(4.0)
             lost = grpc.ChannelConnectivity.READY in states[:-1]
             assert lost is not tolerated
+
+
+def test_a_burst_that_a_drain_meets_ends_in_vectors_or_in_a_status_to_retry_by(tiny_models: Path) -> None:
+    """Also the calls that had arrived and were not picked up yet."""
+    with running_server(tiny_models) as server:
+        encoder = stub(server.target)
+        calls = [encoder.Encode.future(pb.EncodeRequest(inputs=ids([5] * 100)), timeout=60) for _ in range(600)]
+        server.terminate()
+        outcomes = set()
+        for call in calls:
+            try:
+                assert call.result().results[0].HasField("embedding")
+                outcomes.add(("OK", ""))
+            except grpc.RpcError as error:
+                answer = refused(error)
+                outcomes.add((answer.code, answer.reason))
+                assert answer.retry_after_s is not None
+        assert outcomes <= {("OK", ""), ("UNAVAILABLE", "SERVER_DRAINING")}
+        assert server.wait_exit() == 0

@@ -218,6 +218,20 @@ async def test_a_stream_in_a_drain_answers_what_was_read_and_ends_as_unavailable
         assert server.wait_exit() == 0
 
 
+async def test_a_stream_that_was_complete_before_a_drain_ends_well(minilm_models: Path) -> None:
+    with running_server(minilm_models, "--warmup-s", "1") as server:
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            call = open_stream(channel, timeout_s=60)
+            for index in range(60):
+                await call.write(given(str(index), *ids([101] * 100)).SerializeToString())
+            await call.done_writing()
+            await asyncio.to_thread(server.wait_until, "all", lambda: server.total("harken_accepted_total") == 60)
+            server.terminate()
+            assert len([raw async for raw in call]) == 60
+            assert await call.code() is grpc.StatusCode.OK
+        assert server.wait_exit() == 0
+
+
 async def _many(count: int) -> AsyncIterator[pb.EncodeStreamRequest]:
     for index in range(count):
         yield given(str(index), *ids([5] * (index % 100 + 1)))

@@ -62,6 +62,12 @@ def test_what_kubernetes_injects_beside_a_service_is_ignored(variable: str) -> N
         ([], {"HARKEN_GRPC_PORT": "x"}, "grpc_port: .*not 'x' \\(--grpc-port, HARKEN_GRPC_PORT\\)"),
         ([], {"HARKEN_GRPC_PORT": "65536"}, "grpc_port: .*65535, not '65536'"),
         ([], {"harken_lanes": "1", "HARKEN_lanes": "1"}, "HARKEN_lanes in the environment is not a setting"),
+        (
+            [],
+            {"HARKEN_GPRC_PORT": "19099"},
+            "HARKEN_GPRC_PORT in the environment is not a setting; did you mean",
+        ),
+        ([], {"HARKEN_PORT": "8001"}, "HARKEN_PORT in the environment is not a setting"),
         (["--device", "tpu"], {}, "device: Input should be .*'cuda', not 'tpu'"),
         (["--bogus", "1"], {}, "unrecognized arguments: --bogus"),
         (["--lane", "1"], {}, "unrecognized arguments: --lane"),

@@ -4,11 +4,14 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import structlog
 
 from harken_server.execution.batcher import Batcher, Served
 from harken_server.execution.calibration import Calibrated, Grid, calibrate
+from harken_server.execution.collate import collate
 from harken_server.execution.engine import (
+    SENTENCE,
     Device,
     DeviceOptions,
     DeviceUnavailable,
@@ -118,6 +121,7 @@ class Loader:
         }
         known = self._surfaces.find(fingerprint, folder)
         try:
+            _check_shape(bundle, engine)
             calibrated = calibrate(engine, self.lanes, grid, known, settings.warmup_s, self._clock)
         except EngineError as error:
             raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error
@@ -131,6 +135,14 @@ class Loader:
 
     def _batch_tokens(self, device: Device) -> int:
         return self._settings.max_batch_tokens or _BATCH_TOKENS[device]
+
+
+def _check_shape(bundle: Bundle, engine: Engine) -> None:
+    """A manifest that lies about its graph would fail each request in turn."""
+    shape = engine.run(collate([np.zeros(1, np.int64)]), (SENTENCE,))[SENTENCE].shape
+    if shape != (1, bundle.manifest.hidden_size):
+        name = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        raise BundleError(f"{name}: says hidden_size {bundle.manifest.hidden_size}, but its vectors have {shape[-1]}")
 
 
 def _make_engine(bundle: Bundle, settings: Settings, device: str) -> tuple[Engine, Device]:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,9 @@ TOKENIZER = "tokenizer.json"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_VERSION = 2**32 - 1
+
+# No export is silent for so long: whoever left a folder this old was killed.
+STALE_AFTER_S = 3600
 
 
 def bundle_folder(models_dir: Path, name: str, version: int) -> Path:
@@ -58,6 +62,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     refuse_existing(target, force=force)
     models_dir = target.parents[1]
     models_dir.mkdir(parents=True, exist_ok=True)
+    sweep(models_dir, target.parent.name, time.time() - STALE_AFTER_S)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.parent.name}.tmp-", dir=models_dir))
     try:
         yield folder
@@ -65,6 +70,21 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
         publish(folder, target, force=force)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(models_dir: Path, name: str, before_s: float) -> None:
+    """Remove what killed exports of this model left, if nothing in it was written since `before_s` (Unix time).
+
+    A replaced bundle that was set aside (.old) stays: it may be the only copy.
+    """
+    # tempfile's eight characters: the hidden folders of the model NAME.tmp-x are not this model's.
+    pattern = re.compile(re.escape(f".{name}.tmp-") + "[a-z0-9_]{8}")
+    for folder in models_dir.iterdir():
+        if pattern.fullmatch(folder.name):
+            # Missing now: its own export, or the sweep of another, has just removed it.
+            with suppress(FileNotFoundError):
+                if max(path.lstat().st_mtime for path in (folder, *folder.iterdir())) < before_s:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_durable(folder: Path) -> None:
@@ -88,20 +108,24 @@ def publish(folder: Path, target: Path, *, force: bool) -> None:
     """Rename `folder` to `target`. Raises BundleExists if that is taken and not `force`."""
     target.parent.mkdir(exist_ok=True)
     replaced = Path(f"{folder}.old")
-    while True:
-        try:
-            os.rename(folder, target)
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                restore(replaced, target)
-                raise
-            if not force:
-                raise BundleExists(target) from None
-        shutil.rmtree(replaced, ignore_errors=True)
-        # Missing now: another export has just set it aside.
-        with suppress(FileNotFoundError):
-            os.rename(target, replaced)
+    try:
+        while True:
+            try:
+                os.rename(folder, target)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if not force:
+                    raise BundleExists(target) from None
+            shutil.rmtree(replaced, ignore_errors=True)
+            # Missing now: another export has just set it aside.
+            with suppress(FileNotFoundError):
+                os.rename(target, replaced)
+    except BaseException:
+        # A broken disk or SIGTERM between the two renames must not cost the old bundle.
+        restore(replaced, target)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)
     fsync(target.parent)
     fsync(target.parents[1])

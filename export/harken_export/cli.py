@@ -2,25 +2,26 @@
 
 # ruff: noqa: PLC0415 - PyTorch takes seconds to import; a refusal or --if-missing must not wait for it
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
 from .bundle import MANIFEST, MAX_VERSION, Precision, bundle_folder, refuse_existing
-from .errors import ExportError, ParityFailed
+from .errors import BundleExists, ExportError, ParityFailed
 
 if TYPE_CHECKING:
     from .checkpoints import Checkpoint
 
-PARITY_FAILED, REFUSED = 1, 2
+PARITY_FAILED, REFUSED, TERMINATED = 1, 2, 128 + signal.SIGTERM
 
 console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(
@@ -29,10 +30,10 @@ app = typer.Typer(
 
     A bundle is the folder MODELS/NAME/VERSION with model.onnx, tokenizer.json (if the model takes text) and
     bundle.json, which describes and hashes them. Every export is checked against PyTorch before it is written:
-    a graph that computes something else is refused.
+    a graph that computes something else is refused. A sentence vector is the mean over the real tokens, of length 1.
 
-    Exit code 0: the bundle is there. 1: the check failed. 2: the request cannot be met. Nothing is left behind
-    unless the code is 0.""",
+    Exit code 0: the bundle is there. 1: the check failed. 2: the request cannot be met. 143: ended by SIGTERM.
+    Nothing is left behind unless the code is 0.""",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -74,6 +75,7 @@ class Destination:
     version: int
     precision: Precision
     force: bool
+    if_missing: bool
 
 
 def destination(
@@ -92,11 +94,21 @@ def destination(
     if name is None:
         name = default_name + ("-fp16" if precision == "fp16" else "")
     folder = bundle_folder(models, name, version)
-    if if_missing and (folder / MANIFEST).is_file():
-        console.print(f"{folder} is there", markup=False)
-        raise typer.Exit
-    refuse_existing(folder, force=force)
-    return Destination(models, name, version, precision, force)
+    with existing(is_enough=if_missing):
+        refuse_existing(folder, force=force)
+    return Destination(models, name, version, precision, force, if_missing)
+
+
+@contextmanager
+def existing(*, is_enough: bool) -> Iterator[None]:
+    """Turns BundleExists into typer.Exit, code 0, if that is all one wants, at the start or after losing a race."""
+    try:
+        yield
+    except BundleExists as error:
+        if not is_enough or not (error.folder / MANIFEST).is_file():
+            raise
+        console.print(f"{error.folder} is there", markup=False)
+        raise typer.Exit from None
 
 
 @app.command()
@@ -142,7 +154,8 @@ def checkpoint(
 ) -> None:
     """Export a Hugging Face folder of the BERT architecture: config.json, model.safetensors, tokenizer.json.
 
-    Without a tokenizer.json the model takes token ids only. The default name is the folder's.
+    Without a tokenizer.json the model takes token ids only. A sentence vector is the mean over the real tokens, of
+    length 1: a folder of sentence-transformers that says otherwise is refused. The default name is the folder's.
     """
     place = destination(
         folder.resolve().name,
@@ -156,7 +169,7 @@ def checkpoint(
     with step("load PyTorch"):
         from . import checkpoints
     with step("read the weights"):
-        read = checkpoints.from_folder(folder)
+        read = checkpoints.from_folder(folder, place.precision)
     export(read, place)
 
 
@@ -204,22 +217,23 @@ def random(
         max_length=max_length,
     )
     with step("draw the weights"):
-        drawn = checkpoints.random(config, seed)
+        drawn = checkpoints.random(config, seed, place.precision)
     export(drawn, place)
 
 
 def export(checkpoint: "Checkpoint", place: Destination) -> None:
     from .export import export_bundle
 
-    folder = export_bundle(
-        checkpoint,
-        place.models_dir,
-        place.name,
-        place.version,
-        precision=place.precision,
-        force=place.force,
-        progress=step,
-    )
+    with existing(is_enough=place.if_missing):
+        folder = export_bundle(
+            checkpoint,
+            place.models_dir,
+            place.name,
+            place.version,
+            precision=place.precision,
+            force=place.force,
+            progress=step,
+        )
     console.print(f"{folder} is ready", markup=False)
 
 
@@ -250,5 +264,12 @@ def complain(reason: object, code: int) -> int:
     return code
 
 
+def terminate(*_: object) -> NoReturn:
+    """Ends as an exception, so that the half bundle is removed; a second signal must not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(TERMINATED)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(run(sys.argv[1:]))

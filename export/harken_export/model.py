@@ -39,6 +39,13 @@ class EncoderConfig:
     def head_size(self) -> int:
         return self.hidden_size // self.heads
 
+    @property
+    def weights(self) -> int:
+        """How many numbers the encoder has: (V + P + 3) H, and 4 H^2 + 9 H + 2 H F + F in each layer."""
+        hidden, feed_forward = self.hidden_size, self.intermediate_size
+        layer = 4 * hidden * hidden + 9 * hidden + 2 * hidden * feed_forward + feed_forward
+        return (self.vocab_size + self.max_length + 3) * hidden + self.layers * layer
+
 
 class Embeddings(nn.Module):
     """Word + position + token type 0, then layer norm. ids [B, L] -> hidden [B, L, H]."""

@@ -12,7 +12,7 @@ import torch
 
 from .bundle import Precision
 from .errors import ModelTooLarge
-from .model import Encoder
+from .model import Encoder, EncoderConfig
 
 GRAPH = "trace"
 OPSET = 17
@@ -23,6 +23,16 @@ OUTPUTS = ("sentence_embedding", "token_embeddings")
 MAX_WEIGHTS_BYTES = 2**31 - 2**24
 
 
+def refuse_too_large(config: EncoderConfig, precision: Precision) -> None:
+    """Raises ModelTooLarge if an encoder of these sizes does not fit one ONNX file. Needs no weights."""
+    refuse_size(config.weights * (2 if precision == "fp16" else 4))
+
+
+def refuse_size(size_bytes: int) -> None:
+    if size_bytes > MAX_WEIGHTS_BYTES:
+        raise ModelTooLarge(size_bytes, MAX_WEIGHTS_BYTES)
+
+
 def write_onnx(encoder: Encoder, precision: Precision, path: Path) -> None:
     """Write the encoder as ONNX. `encoder` is float32 and stays so. Raises ModelTooLarge above 2 GB.
 
@@ -31,9 +41,7 @@ def write_onnx(encoder: Encoder, precision: Precision, path: Path) -> None:
     """
     if precision == "fp16":
         encoder = copy.deepcopy(encoder).half()
-    size_bytes = sum(weight.numel() * weight.element_size() for weight in encoder.parameters())
-    if size_bytes > MAX_WEIGHTS_BYTES:
-        raise ModelTooLarge(size_bytes, MAX_WEIGHTS_BYTES)
+    refuse_size(sum(weight.numel() * weight.element_size() for weight in encoder.parameters()))
 
     input_ids = torch.tensor([[1, 2, 3], [4, 5, 0]]) % encoder.embeddings.word.num_embeddings
     attention_mask = torch.tensor([[1, 1, 1], [1, 1, 0]])

@@ -11,7 +11,7 @@ from harken.v1.bundle_pb2 import Parity, ParityCase
 from numpy.typing import NDArray
 
 from .bundle import Precision
-from .errors import ParityFailed
+from .errors import CheckpointRefused, ParityFailed
 from .model import Encoder
 from .trace import INPUTS, OUTPUTS
 
@@ -77,7 +77,8 @@ def grid(max_length: int) -> dict[str, tuple[int, ...]]:
 def verify(encoder: Encoder, path: Path, precision: Precision) -> Parity:
     """Compare the ONNX file at `path` with the float32 `encoder` over the grid. Returns every figure.
 
-    Raises ParityFailed naming the first case and figure out of BOUNDS; NaN is always out.
+    Raises ParityFailed naming the first case and figure out of BOUNDS; NaN is always out. Raises CheckpointRefused
+    if the encoder itself gives a sentence vector of zeros: no length, no direction, nothing to compare.
     """
     bounds = BOUNDS[precision]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -88,6 +89,8 @@ def verify(encoder: Encoder, path: Path, precision: Precision) -> Parity:
     cases = []
     for name, batch in batches.items():
         ours, reference = run_onnx(session, batch), run_torch(encoder, batch)
+        if not reference.sentence.any(axis=1).all():
+            raise CheckpointRefused(f"the weights give a sentence vector of zeros in case '{name}'")
         case, relative_token_max_abs = compare(name, batch, ours, reference)
         hold(name, "max abs of sentence vectors", case.sentence_max_abs, at_most=bounds.max_abs)
         hold(name, "min cosine of sentence vectors", case.min_cosine, at_least=bounds.min_cosine)

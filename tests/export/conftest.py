@@ -10,6 +10,8 @@ from harken_export.checkpoints import EMBEDDING_NAMES, LAYER_NAMES, Checkpoint
 from harken_export.model import EncoderConfig
 from safetensors.torch import save_file
 
+ADDED_TOKEN_SWITCHES = ("single_word", "lstrip", "rstrip", "normalized")
+
 TINY = EncoderConfig(layers=2, heads=2, hidden_size=32, intermediate_size=64, vocab_size=100, max_length=40)
 
 
@@ -52,8 +54,14 @@ def folder(tiny: Checkpoint, tmp_path: Path) -> Path:
     tokenizer = {
         "padding": {"strategy": {"Fixed": 128}},
         "truncation": {"max_length": 128},
-        "added_tokens": [{"id": 99, "content": "[MASK]"}],
-        "model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "wörld": 1}},
+        "added_tokens": [{"id": 99, "content": "[MASK]", "special": True} | dict.fromkeys(ADDED_TOKEN_SWITCHES, False)],
+        "model": {
+            "type": "WordPiece",
+            "vocab": {"[PAD]": 0, "wörld": 1},
+            "unk_token": "[PAD]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder

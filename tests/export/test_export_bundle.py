@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -159,3 +160,45 @@ def test_the_manifest_is_sorted_json_that_reads_back(tmp_path: Path) -> None:
         '  "name": "näme"\n}\n'
     )
     assert json_format.Parse(text, Bundle()) == manifest
+
+
+def test_what_a_killed_export_left_is_swept_after_an_hour(tmp_path: Path) -> None:
+    def leave(folder: str, age_s: float) -> None:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.onnx").write_text("half")
+        for path in (tmp_path / folder / "model.onnx", tmp_path / folder):
+            os.utime(path, (time.time() - age_s, time.time() - age_s))
+
+    leave(".name.tmp-abcdef_1", 3700)
+    leave(".name.tmp-abcdef_2", 3500)
+    leave(".name.tmp-abcdef_3", 3700)
+    (tmp_path / ".name.tmp-abcdef_3" / "model.onnx").write_text("still written to")
+    leave(".name.tmp-abcdef_4.old", 3700)
+    leave(".other.tmp-abcdef_5", 3700)
+    leave(".name.tmp-x.tmp-abcdef_6", 3700)
+    put(tmp_path / "name" / "1", "graph")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".name.tmp-abcdef_2",
+        ".name.tmp-abcdef_3",
+        ".name.tmp-abcdef_4.old",
+        ".name.tmp-x.tmp-abcdef_6",
+        ".other.tmp-abcdef_5",
+        "name",
+    ]
+
+
+def test_sigterm_in_the_middle_of_a_swap_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "name" / "1"
+    put(target, "old")
+    rename = os.rename
+
+    def rename_then_end(source: Path, destination: Path) -> None:
+        rename(source, destination)
+        if source == target:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(os, "rename", rename_then_end)
+    with pytest.raises(SystemExit):
+        put(target, "new", force=True)
+    assert tree(tmp_path) == {"name/1/model.onnx": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from harken.v1.bundle_pb2 import WeightsOrigin
 from harken_export import checkpoints
+from harken_export.bundle import Precision
 from harken_export.checkpoints import Checkpoint
-from harken_export.errors import CheckpointRefused
+from harken_export.errors import CheckpointRefused, ModelTooLarge
 from harken_export.model import EncoderConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -111,6 +112,12 @@ def test_a_config_that_is_not_computed_exactly_is_refused(folder: Path, settings
     assert refusal(folder) == message
 
 
+@pytest.mark.parametrize("architectures", [{"0": "T5Model"}, "T5Model", [], 5])
+def test_an_architecture_that_is_no_list_is_unknown(folder: Path, architectures: object) -> None:
+    change_config(folder, model_type="t5", architectures=architectures)
+    assert refusal(folder) == "architecture 'unknown' (model_type 't5') is not supported; supported: bert"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -176,6 +183,50 @@ def test_a_tokenizer_whose_ids_have_no_embedding_is_refused(folder: Path) -> Non
     tokenizer["added_tokens"][0]["id"] = 100
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert refusal(folder) == "DIR/tokenizer.json gives token ids up to 100, the encoder has 100 embeddings"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"model": {}},
+        {"model": {"type": "WordLevel", "vocab": {"a": "0"}, "unk_token": "a"}},
+        {"added_tokens": [{"content": "[MASK]"}]},
+        {"added_tokens": 5},
+        {"normalizer": {"type": "Unheard"}},
+    ],
+)
+def test_what_the_tokenizers_library_cannot_load_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | change))
+    assert refusal(folder).startswith("DIR/tokenizer.json is not a tokenizer: ")
+
+
+def test_an_empty_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    assert refusal(folder).startswith("DIR/tokenizer.json is not a tokenizer: Model missing.")
+
+
+def test_a_tokenizer_whose_template_adds_an_id_without_embedding_is_refused(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [500], "tokens": ["[CLS]"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert refusal(folder) == "DIR/tokenizer.json gives token ids up to 500, the encoder has 100 embeddings"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_sizes_that_one_file_cannot_hold_are_refused_before_the_weights_are_read(
+    folder: Path, precision: Precision
+) -> None:
+    change_config(folder, vocab_size=10**10)
+    (folder / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(ModelTooLarge):
+        checkpoints.from_folder(folder, precision)
 
 
 @pytest.mark.parametrize(

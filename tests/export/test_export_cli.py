@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from harken_export import cli, export, trace
 from harken_export.bundle import Precision
 from harken_export.model import Encoder
+from safetensors.torch import load_file, save_file
 
 TINY = ["random", "--layers", "1", "--heads", "2", "--hidden", "8", "--vocab", "50", "--max-length", "16"]
 
@@ -55,6 +57,8 @@ def test_a_folder_is_exported_under_its_name(folder: Path, tmp_path: Path) -> No
     [
         ([*TINY, "--heads", "3"], "hidden_size 8 is not divisible by heads 3"),
         ([*TINY, "--layers", "0"], "layers is 0, it must be at least 1"),
+        ([*TINY, "--vocab", "10000000000"], "the weights take 320.00 GB, one ONNX file holds less than 2.13 GB"),
+        (["random", "--hidden", "30000", "--vocab", "20000"], "the weights take 88.82 GB, one ONNX file holds "),
         (["checkpoint", "/no/such/folder"], "/no/such/folder is not a folder"),
         (["checkpoint"], "Missing argument 'DIR'."),
         (["train"], "No such command 'train'."),
@@ -128,3 +132,45 @@ def test_neither_help_nor_a_bundle_that_is_there_waits_for_torch(tmp_path: Path)
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "(0, 0) []"
+
+
+def test_whoever_loses_the_race_for_a_bundle_has_what_if_missing_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_slowly(encoder: Encoder, precision: Precision, path: Path) -> None:
+        monkeypatch.setattr(export, "write_onnx", trace.write_onnx)
+        assert cli.run([*TINY, "--models", str(tmp_path), "--seed", "1"]) == 0
+        trace.write_onnx(encoder, precision, path)
+
+    monkeypatch.setattr(export, "write_onnx", write_slowly)
+    assert cli.run([*TINY, "--models", str(tmp_path), "--if-missing"]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert output.out.splitlines()[-1] == f"{tmp_path}/random/1 is there"
+    assert '"random, seed 1"' in (tmp_path / "random" / "1" / "bundle.json").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["random"]
+
+
+def test_a_folder_that_is_no_bundle_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "random" / "1").mkdir(parents=True)
+    assert "exists already" in refusal([*TINY, "--models", str(tmp_path), "--if-missing"], capsys)
+
+
+def test_weights_of_zeros_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    assert refusal(["checkpoint", str(folder), "--models", str(tmp_path / "models")], capsys) == (
+        "harken-export: the weights give a sentence vector of zeros in case 'one token alone'"
+    )
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from harken_export import cli, export; "
+        "export.write_onnx = lambda *_: os.kill(os.getpid(), signal.SIGTERM); cli.main()"
+    )
+    arguments = [*TINY, "--models", str(tmp_path)]
+    ended = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (143, "")
+    assert list(tmp_path.iterdir()) == []

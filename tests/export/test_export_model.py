@@ -113,3 +113,7 @@ def test_sizes_that_describe_no_encoder_are_refused(change: dict[str, Any], mess
     with pytest.raises(InvalidConfig) as refusal:
         EncoderConfig(**(sizes | change))
     assert str(refusal.value) == message
+
+
+def test_the_number_of_weights_follows_from_the_sizes(tiny: Checkpoint) -> None:
+    assert tiny.config.weights == sum(weight.numel() for weight in tiny.encoder().parameters())

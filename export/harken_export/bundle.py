@@ -21,7 +21,7 @@ from harken.v1.bundle_pb2 import Bundle, BundleFile
 
 from .errors import BundleExists, InvalidBundleName
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 FORMAT = 1
 MANIFEST = "bundle.json"

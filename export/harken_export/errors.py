@@ -7,6 +7,7 @@ ExportError
     InvalidBundleName    a name or a version that no bundle may have
     BundleExists         NAME/VERSION is there already
     ParityFailed         the ONNX graph does not compute what the PyTorch module computes
+    CertificateFailed    int8 loses more of the model than it may
 """
 
 from pathlib import Path
@@ -48,3 +49,11 @@ class ParityFailed(ExportError):
     def __init__(self, case: str, figure: str, value: float, bound: float) -> None:
         super().__init__(f"parity failed in case '{case}': {figure} is {value:.3g}, the bound is {bound:g}")
         self.case, self.figure, self.value, self.bound = case, figure, value, bound
+
+
+class CertificateFailed(ExportError):
+    """`figure` over the certificate's sentences is `value`, below `bound`."""
+
+    def __init__(self, figure: str, value: float, bound: float) -> None:
+        super().__init__(f"certificate failed: {figure} is {value:.6g}, the bound is {bound:g}")
+        self.figure, self.value, self.bound = figure, value, bound

@@ -8,11 +8,12 @@ from pathlib import Path
 import onnx
 import onnxruntime  # type: ignore[import-untyped]  # ships no types
 import torch
-from harken.v1.bundle_pb2 import Bundle, Parity, TensorSpec
+from harken.v1.bundle_pb2 import Bundle, Certificate, Parity, TensorSpec
 
 from .bundle import FORMAT, MODEL, TOKENIZER, Precision, bundle_folder, describe_files, staged, write_manifest
+from .certificate import certify
 from .checkpoints import Checkpoint
-from .trace import GRAPH, OPSET, write_onnx
+from .trace import GRAPH, OPSETS, write_onnx
 from .verify import verify
 
 # Called with what begins now, and held open until that ends.
@@ -31,8 +32,8 @@ def export_bundle(
 ) -> Path:
     """Write `models_dir/name/version/` and return it.
 
-    Raises an ExportError: InvalidBundleName, BundleExists unless `force`, ModelTooLarge, ParityFailed. Whatever
-    is raised, no half bundle is left.
+    Raises an ExportError: InvalidBundleName, BundleExists unless `force`, ModelTooLarge, ParityFailed,
+    CertificateFailed of int8. Whatever is raised, no half bundle is left.
     """
     target = bundle_folder(models_dir, name, version)
     with staged(target, force=force) as folder:
@@ -41,16 +42,27 @@ def export_bundle(
             write_onnx(encoder, precision, folder / MODEL)
         with progress("verify against PyTorch"):
             parity = verify(encoder, folder / MODEL, precision)
+        certificate = None
+        if precision == "int8":
+            with progress("certify the loss"):
+                certificate = certify(encoder, folder / MODEL, checkpoint.tokenizer_json)
         with progress("write the bundle"):
             if checkpoint.tokenizer_json is not None:
                 (folder / TOKENIZER).write_bytes(checkpoint.tokenizer_json)
-            manifest = describe(checkpoint, name, version, precision, parity)
+            manifest = describe(checkpoint, name, version, precision, parity, certificate)
             manifest.files.extend(describe_files(folder))
             write_manifest(manifest, folder)
     return target
 
 
-def describe(checkpoint: Checkpoint, name: str, version: int, precision: Precision, parity: Parity) -> Bundle:
+def describe(
+    checkpoint: Checkpoint,
+    name: str,
+    version: int,
+    precision: Precision,
+    parity: Parity,
+    certificate: Certificate | None,
+) -> Bundle:
     """The manifest but for the files."""
     config = checkpoint.config
     tokens = ["batch", "length"]
@@ -69,7 +81,7 @@ def describe(checkpoint: Checkpoint, name: str, version: int, precision: Precisi
         normalized=True,
         precision=precision,
         graph=GRAPH,
-        opset=OPSET,
+        opset=OPSETS[precision],
         inputs=[
             TensorSpec(name="input_ids", data_type="int64", shape=tokens),
             TensorSpec(name="attention_mask", data_type="int64", shape=tokens),
@@ -80,6 +92,7 @@ def describe(checkpoint: Checkpoint, name: str, version: int, precision: Precisi
         ],
         weights=checkpoint.origin,
         parity=parity,
+        certificate=certificate,
         made_with={
             "harken": metadata.version("harken"),
             "onnx": onnx.__version__,

@@ -219,7 +219,7 @@ def test_a_start_that_cannot_be_is_one_line_and_code_two(
         ("fifo", "model.onnx: is not a regular file"),
         ("loop", "model.onnx: is a link to itself"),
         ("twice", "bundle.json: names a file twice"),
-        ("precision", "bundle.json: precision 'fp64' is none of fp32, fp16"),
+        ("precision", "bundle.json: precision 'fp64' is none of fp32, fp16, int8"),
         ("architecture", "bundle.json: architecture 'gpt' is not"),
         ("lie", "says hidden_size 31, but its vectors have 32"),
         ("size", "model.onnx: sha256 .* corrupted, or changed after the export"),

@@ -12,6 +12,7 @@ from harken_export.model import Encoder
 from safetensors.torch import load_file, save_file
 
 TINY = ["random", "--layers", "1", "--heads", "2", "--hidden", "8", "--vocab", "50", "--max-length", "16"]
+SMALL_INT8 = ["random", "--layers", "1", "--hidden", "64", "--max-length", "16", "--precision", "int8"]
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
@@ -39,9 +40,10 @@ def test_an_export_prints_its_steps_and_where_the_bundle_is(tmp_path: Path, caps
         (TINY, "random"),
         ([*TINY, "--precision", "fp16"], "random-fp16"),
         ([*TINY, "--precision", "fp16", "--name", "mine"], "mine"),
+        (SMALL_INT8, "random-int8"),
     ],
 )
-def test_the_default_name_says_fp16(tmp_path: Path, arguments: list[str], name: str) -> None:
+def test_the_default_name_says_the_precision(tmp_path: Path, arguments: list[str], name: str) -> None:
     assert cli.run([*arguments, "--models", str(tmp_path)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -64,7 +66,7 @@ def test_a_folder_is_exported_under_its_name(folder: Path, tmp_path: Path) -> No
         (["train"], "No such command 'train'."),
         ([*TINY, "--name", "../up"], "the name '../up' must be 1 to 128 letters, digits, '.', '_' or '-', "),
         ([*TINY, "--version", "0"], "Invalid value for '--version': "),
-        ([*TINY, "--precision", "int8"], "Invalid value for '--precision': "),
+        ([*TINY, "--precision", "int8-per-tensor"], "Invalid value for '--precision': "),
         ([*TINY, "--speed", "9"], "No such option: --speed"),
         ([*TINY, "--force", "--if-missing"], "Invalid value for --force: it contradicts --if-missing"),
         ([*TINY, "--models", "/dev/null/models"], "[Errno 20] Not a directory: "),

@@ -30,7 +30,7 @@ def test_the_graph_takes_ids_and_mask_and_gives_float32(
         ("token_embeddings", "tensor(float)", ["batch", "length", 32]),
     ]
     model = onnx.load(tmp_path / "model.onnx")
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", trace.OPSET)]
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", trace.OPSETS[precision])]
     assert {weight.data_type for weight in model.graph.initializer if weight.dims} == {weight_type}
     assert not any(node.doc_string for node in model.graph.node)
 

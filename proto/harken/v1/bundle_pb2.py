@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16harken/v1/bundle.proto\x12\tharken.v1\"\xc2\x04\n\x06\x42undle\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x01(\r\x12\r\n\x05heads\x18\x06 \x01(\r\x12\x13\n\x0bhidden_size\x18\x07 \x01(\r\x12\x19\n\x11intermediate_size\x18\x08 \x01(\r\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x12\n\nmax_length\x18\n \x01(\r\x12\x0f\n\x07pooling\x18\x0b \x01(\t\x12\x12\n\nnormalized\x18\x0c \x01(\x08\x12\x11\n\tprecision\x18\r \x01(\t\x12\r\n\x05graph\x18\x0e \x01(\t\x12\r\n\x05opset\x18\x0f \x01(\r\x12%\n\x06inputs\x18\x10 \x03(\x0b\x32\x15.harken.v1.TensorSpec\x12&\n\x07outputs\x18\x11 \x03(\x0b\x32\x15.harken.v1.TensorSpec\x12$\n\x05\x66iles\x18\x12 \x03(\x0b\x32\x15.harken.v1.BundleFile\x12)\n\x07weights\x18\x13 \x01(\x0b\x32\x18.harken.v1.WeightsOrigin\x12!\n\x06parity\x18\x14 \x01(\x0b\x32\x11.harken.v1.Parity\x12\x32\n\tmade_with\x18\x15 \x03(\x0b\x32\x1f.harken.v1.Bundle.MadeWithEntry\x1a/\n\rMadeWithEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdata_type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\">\n\nBundleFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"@\n\rWeightsOrigin\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07license\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x81\x01\n\x06Parity\x12\x15\n\rbound_max_abs\x18\x01 \x01(\x01\x12\x0f\n\x07max_abs\x18\x02 \x01(\x01\x12\x12\n\nmin_cosine\x18\x03 \x01(\x01\x12\x15\n\rbatch_max_abs\x18\x04 \x01(\x01\x12$\n\x05\x63\x61ses\x18\x05 \x03(\x0b\x32\x15.harken.v1.ParityCase\"p\n\nParityCase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x18\n\x10sentence_max_abs\x18\x03 \x01(\x01\x12\x15\n\rtoken_max_abs\x18\x04 \x01(\x01\x12\x12\n\nmin_cosine\x18\x05 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16harken/v1/bundle.proto\x12\tharken.v1\"\xef\x04\n\x06\x42undle\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x01(\r\x12\r\n\x05heads\x18\x06 \x01(\r\x12\x13\n\x0bhidden_size\x18\x07 \x01(\r\x12\x19\n\x11intermediate_size\x18\x08 \x01(\r\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x12\n\nmax_length\x18\n \x01(\r\x12\x0f\n\x07pooling\x18\x0b \x01(\t\x12\x12\n\nnormalized\x18\x0c \x01(\x08\x12\x11\n\tprecision\x18\r \x01(\t\x12\r\n\x05graph\x18\x0e \x01(\t\x12\r\n\x05opset\x18\x0f \x01(\r\x12%\n\x06inputs\x18\x10 \x03(\x0b\x32\x15.harken.v1.TensorSpec\x12&\n\x07outputs\x18\x11 \x03(\x0b\x32\x15.harken.v1.TensorSpec\x12$\n\x05\x66iles\x18\x12 \x03(\x0b\x32\x15.harken.v1.BundleFile\x12)\n\x07weights\x18\x13 \x01(\x0b\x32\x18.harken.v1.WeightsOrigin\x12!\n\x06parity\x18\x14 \x01(\x0b\x32\x11.harken.v1.Parity\x12\x32\n\tmade_with\x18\x15 \x03(\x0b\x32\x1f.harken.v1.Bundle.MadeWithEntry\x12+\n\x0b\x63\x65rtificate\x18\x16 \x01(\x0b\x32\x16.harken.v1.Certificate\x1a/\n\rMadeWithEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdata_type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\">\n\nBundleFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"@\n\rWeightsOrigin\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07license\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x81\x01\n\x06Parity\x12\x15\n\rbound_max_abs\x18\x01 \x01(\x01\x12\x0f\n\x07max_abs\x18\x02 \x01(\x01\x12\x12\n\nmin_cosine\x18\x03 \x01(\x01\x12\x15\n\rbatch_max_abs\x18\x04 \x01(\x01\x12$\n\x05\x63\x61ses\x18\x05 \x03(\x0b\x32\x15.harken.v1.ParityCase\"p\n\nParityCase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x18\n\x10sentence_max_abs\x18\x03 \x01(\x01\x12\x15\n\rtoken_max_abs\x18\x04 \x01(\x01\x12\x12\n\nmin_cosine\x18\x05 \x01(\x01\"\xdb\x02\n\x0b\x43\x65rtificate\x12\x11\n\tsentences\x18\x01 \x01(\r\x12\x10\n\x08material\x18\x02 \x01(\t\x12\x13\n\x0bmean_cosine\x18\x03 \x01(\x01\x12\x1f\n\x17\x66irst_percentile_cosine\x18\x04 \x01(\x01\x12\x14\n\x0cworst_cosine\x18\x05 \x01(\x01\x12\x19\n\x11\x62ound_mean_cosine\x18\x06 \x01(\x01\x12%\n\x1d\x62ound_first_percentile_cosine\x18\x07 \x01(\x01\x12\x19\n\x11neighbour_overlap\x18\x08 \x01(\x01\x12\x18\n\x10\x62\x61tch_min_cosine\x18\t \x01(\x01\x12\x15\n\rbatch_max_abs\x18\n \x01(\x01\x12\x1e\n\x16\x62ound_batch_min_cosine\x18\x0b \x01(\x01\x12-\n\x06strata\x18\x0c \x03(\x0b\x32\x1d.harken.v1.CertificateStratum\"u\n\x12\x43\x65rtificateStratum\x12\x10\n\x08shortest\x18\x01 \x01(\r\x12\x0f\n\x07longest\x18\x02 \x01(\r\x12\x11\n\tsentences\x18\x03 \x01(\r\x12\x13\n\x0bmean_cosine\x18\x04 \x01(\x01\x12\x14\n\x0cworst_cosine\x18\x05 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUNDLE_MADEWITHENTRY']._loaded_options = None
   _globals['_BUNDLE_MADEWITHENTRY']._serialized_options = b'8\001'
   _globals['_BUNDLE']._serialized_start=38
-  _globals['_BUNDLE']._serialized_end=616
-  _globals['_BUNDLE_MADEWITHENTRY']._serialized_start=569
-  _globals['_BUNDLE_MADEWITHENTRY']._serialized_end=616
-  _globals['_TENSORSPEC']._serialized_start=618
-  _globals['_TENSORSPEC']._serialized_end=678
-  _globals['_BUNDLEFILE']._serialized_start=680
-  _globals['_BUNDLEFILE']._serialized_end=742
-  _globals['_WEIGHTSORIGIN']._serialized_start=744
-  _globals['_WEIGHTSORIGIN']._serialized_end=808
-  _globals['_PARITY']._serialized_start=811
-  _globals['_PARITY']._serialized_end=940
-  _globals['_PARITYCASE']._serialized_start=942
-  _globals['_PARITYCASE']._serialized_end=1054
+  _globals['_BUNDLE']._serialized_end=661
+  _globals['_BUNDLE_MADEWITHENTRY']._serialized_start=614
+  _globals['_BUNDLE_MADEWITHENTRY']._serialized_end=661
+  _globals['_TENSORSPEC']._serialized_start=663
+  _globals['_TENSORSPEC']._serialized_end=723
+  _globals['_BUNDLEFILE']._serialized_start=725
+  _globals['_BUNDLEFILE']._serialized_end=787
+  _globals['_WEIGHTSORIGIN']._serialized_start=789
+  _globals['_WEIGHTSORIGIN']._serialized_end=853
+  _globals['_PARITY']._serialized_start=856
+  _globals['_PARITY']._serialized_end=985
+  _globals['_PARITYCASE']._serialized_start=987
+  _globals['_PARITYCASE']._serialized_end=1099
+  _globals['_CERTIFICATE']._serialized_start=1102
+  _globals['_CERTIFICATE']._serialized_end=1449
+  _globals['_CERTIFICATESTRATUM']._serialized_start=1451
+  _globals['_CERTIFICATESTRATUM']._serialized_end=1568
 # @@protoc_insertion_point(module_scope)

@@ -66,6 +66,7 @@ class Bundle(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
     MADE_WITH_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Format of this manifest. A server refuses a number that it does not know."""
     name: _builtins.str
@@ -84,7 +85,9 @@ class Bundle(_message.Message):
     normalized: _builtins.bool
     """Whether sentence vectors have length 1."""
     precision: _builtins.str
-    """"fp32" or "fp16": the type of the weights and of the arithmetic. Outputs are float32."""
+    """"fp32" or "fp16": the type of the weights and of the arithmetic; "int8": of the linear layers' products, the
+    rest is float32. Outputs are float32.
+    """
     graph: _builtins.str
     """How the graph was made, for instance "trace"."""
     opset: _builtins.int
@@ -103,6 +106,10 @@ class Bundle(_message.Message):
     @_builtins.property
     def made_with(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Versions of what made the bundle, by package name."""
+
+    @_builtins.property
+    def certificate(self) -> Global___Certificate:
+        """Only of a precision that loses some of the model: int8."""
 
     def __init__(
         self,
@@ -128,10 +135,11 @@ class Bundle(_message.Message):
         weights: Global___WeightsOrigin | None = ...,
         parity: Global___Parity | None = ...,
         made_with: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        certificate: Global___Certificate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "parity", b"parity", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "files", b"files", "format", b"format", "graph", b"graph", "heads", b"heads", "hidden_size", b"hidden_size", "inputs", b"inputs", "intermediate_size", b"intermediate_size", "layers", b"layers", "made_with", b"made_with", "max_length", b"max_length", "name", b"name", "normalized", b"normalized", "opset", b"opset", "outputs", b"outputs", "parity", b"parity", "pooling", b"pooling", "precision", b"precision", "version", b"version", "vocab_size", b"vocab_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "certificate", b"certificate", "files", b"files", "format", b"format", "graph", b"graph", "heads", b"heads", "hidden_size", b"hidden_size", "inputs", b"inputs", "intermediate_size", b"intermediate_size", "layers", b"layers", "made_with", b"made_with", "max_length", b"max_length", "name", b"name", "normalized", b"normalized", "opset", b"opset", "outputs", b"outputs", "parity", b"parity", "pooling", b"pooling", "precision", b"precision", "version", b"version", "vocab_size", b"vocab_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,7 +230,9 @@ Global___WeightsOrigin: _TypeAlias = WeightsOrigin  # noqa: Y015
 
 @_typing.final
 class Parity(_message.Message):
-    """The proof that the ONNX graph computes what the PyTorch module computes."""
+    """The proof that the ONNX graph computes what the PyTorch module computes; of
+    int8, the module with the same integers in it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,3 +299,94 @@ class ParityCase(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParityCase: _TypeAlias = ParityCase  # noqa: Y015
+
+@_typing.final
+class Certificate(_message.Message):
+    """How near the sentence vectors are to those of the float32 PyTorch module."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENTENCES_FIELD_NUMBER: _builtins.int
+    MATERIAL_FIELD_NUMBER: _builtins.int
+    MEAN_COSINE_FIELD_NUMBER: _builtins.int
+    FIRST_PERCENTILE_COSINE_FIELD_NUMBER: _builtins.int
+    WORST_COSINE_FIELD_NUMBER: _builtins.int
+    BOUND_MEAN_COSINE_FIELD_NUMBER: _builtins.int
+    BOUND_FIRST_PERCENTILE_COSINE_FIELD_NUMBER: _builtins.int
+    NEIGHBOUR_OVERLAP_FIELD_NUMBER: _builtins.int
+    BATCH_MIN_COSINE_FIELD_NUMBER: _builtins.int
+    BATCH_MAX_ABS_FIELD_NUMBER: _builtins.int
+    BOUND_BATCH_MIN_COSINE_FIELD_NUMBER: _builtins.int
+    STRATA_FIELD_NUMBER: _builtins.int
+    sentences: _builtins.int
+    """How many, and what they are: "text" or "random ids"."""
+    material: _builtins.str
+    mean_cosine: _builtins.float
+    """Of the cosines, one for each sentence. The export fails below the bounds."""
+    first_percentile_cosine: _builtins.float
+    worst_cosine: _builtins.float
+    bound_mean_cosine: _builtins.float
+    bound_first_percentile_cosine: _builtins.float
+    neighbour_overlap: _builtins.float
+    """The share of each sentence's ten nearest neighbours, among the others, that stay."""
+    batch_min_cosine: _builtins.float
+    """Each sequence alone and in a batch of random companions, both in this precision."""
+    batch_max_abs: _builtins.float
+    bound_batch_min_cosine: _builtins.float
+    @_builtins.property
+    def strata(self) -> _containers.RepeatedCompositeFieldContainer[Global___CertificateStratum]: ...
+    def __init__(
+        self,
+        *,
+        sentences: _builtins.int = ...,
+        material: _builtins.str = ...,
+        mean_cosine: _builtins.float = ...,
+        first_percentile_cosine: _builtins.float = ...,
+        worst_cosine: _builtins.float = ...,
+        bound_mean_cosine: _builtins.float = ...,
+        bound_first_percentile_cosine: _builtins.float = ...,
+        neighbour_overlap: _builtins.float = ...,
+        batch_min_cosine: _builtins.float = ...,
+        batch_max_abs: _builtins.float = ...,
+        bound_batch_min_cosine: _builtins.float = ...,
+        strata: _abc.Iterable[Global___CertificateStratum] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_max_abs", b"batch_max_abs", "batch_min_cosine", b"batch_min_cosine", "bound_batch_min_cosine", b"bound_batch_min_cosine", "bound_first_percentile_cosine", b"bound_first_percentile_cosine", "bound_mean_cosine", b"bound_mean_cosine", "first_percentile_cosine", b"first_percentile_cosine", "material", b"material", "mean_cosine", b"mean_cosine", "neighbour_overlap", b"neighbour_overlap", "sentences", b"sentences", "strata", b"strata", "worst_cosine", b"worst_cosine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
+
+@_typing.final
+class CertificateStratum(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHORTEST_FIELD_NUMBER: _builtins.int
+    LONGEST_FIELD_NUMBER: _builtins.int
+    SENTENCES_FIELD_NUMBER: _builtins.int
+    MEAN_COSINE_FIELD_NUMBER: _builtins.int
+    WORST_COSINE_FIELD_NUMBER: _builtins.int
+    shortest: _builtins.int
+    """In tokens, both included."""
+    longest: _builtins.int
+    sentences: _builtins.int
+    mean_cosine: _builtins.float
+    worst_cosine: _builtins.float
+    def __init__(
+        self,
+        *,
+        shortest: _builtins.int = ...,
+        longest: _builtins.int = ...,
+        sentences: _builtins.int = ...,
+        mean_cosine: _builtins.float = ...,
+        worst_cosine: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["longest", b"longest", "mean_cosine", b"mean_cosine", "sentences", b"sentences", "shortest", b"shortest", "worst_cosine", b"worst_cosine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertificateStratum: _TypeAlias = CertificateStratum  # noqa: Y015

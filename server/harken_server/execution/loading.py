@@ -38,7 +38,8 @@ from harken_server.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 _BATCH_TOKENS: Final[dict[Device, int]] = {"cpu": 1024, "cuda": 32768}
-_BYTES_PER_VALUE: Final = {"fp32": 4, "fp16": 2}
+# Of activations: int8 keeps them in float32 between its products.
+_BYTES_PER_VALUE: Final = {"fp32": 4, "fp16": 2, "int8": 4}
 
 
 class Loader:

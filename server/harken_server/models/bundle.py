@@ -16,7 +16,7 @@ MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = 1
 ARCHITECTURE: Final = "bert"
-PRECISIONS: Final = ("fp32", "fp16")
+PRECISIONS: Final = ("fp32", "fp16", "int8")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _MANIFEST_LIMIT_BYTES: Final = 4 << 20

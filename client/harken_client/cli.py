@@ -4,10 +4,11 @@ Ends with 0; 1 after an error of the server or of an input; 2 after wrong usage;
 """
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -39,13 +40,29 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 ServerOption = Annotated[str, typer.Option("--server", "-s", help="host:port of the server.")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model; not needed where there is only one.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", help="Longest wait for an answer, s.", min=0.001)]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", help="Longest wait for an answer, s.", min=0.001, callback=_finite)
+]
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _leave_stdout()
+            raise SystemExit(1) from None
 
 
 @app.command()
@@ -83,6 +100,9 @@ def encode(
         _fail(2, "--tokens gives each input its own shape: write .jsonl")
 
     async def run() -> str | None:
+        # Before the output is touched: a wrong input must not cost what it holds.
+        lines = _checked_input(input_file, output_file, stdin=not texts)
+        total = len(texts) if texts else lines
         async with AsyncClient(server, model=model, timeout_s=timeout_s, priority="bulk") as client:
             info = await client.model()
             sink: Sink
@@ -93,9 +113,10 @@ def encode(
             else:
                 sink = JsonLines.open(output_file, resume=resume)
             inputs: Iterator[StreamInput] = iter(texts) if texts else read_inputs(input_file)
-            total = len(texts) if texts else count_lines(input_file) if input_file else None
-            failed, first = 0, ""
+            failed, first = sink.failed, ""
             with closing(sink), _progress(total, sink.done, shown=output_file is not None) as bar:
+                if total is not None and sink.done > total:
+                    raise BadFile(f"{output_file} has {sink.done} results already, {input_file} only {total} inputs")
                 # One model version for the whole run, whatever the server loads meanwhile.
                 stream = client.encode_stream(
                     islice(inputs, sink.done, None),
@@ -104,18 +125,35 @@ def encode(
                     model=info.name,
                     version=info.version,
                 )
-                async for result in stream:
-                    sink.write(result)
-                    bar.advance(bar.task_ids[0])
-                    if result.error is not None:
-                        failed += 1
-                        first = first or f"input {sink.done + result.index}: {result.error}"
+                async with aclosing(stream):
+                    async for result in stream:
+                        sink.write(result)
+                        bar.advance(bar.task_ids[0])
+                        if result.error is not None:
+                            failed += 1
+                            first = first or f"; input {sink.done + result.index}: {result.error}"
                 sink.finish()
-            return f"{failed} inputs failed; {first}" if failed else None
+            earlier = f", {sink.failed} of them in an earlier run" if sink.failed else ""
+            return f"{failed} inputs failed{earlier}{first}" if failed else None
 
     failure = _run(run())
     if failure is not None:
         _fail(1, failure)
+
+
+def _checked_input(source: Path | None, output: Path | None, *, stdin: bool) -> int | None:
+    """Lines of the input, None where they cannot be told. Raises BadFile, or OSError if it cannot be read."""
+    if output is not None and output.is_dir():
+        raise BadFile(f"{output} is a directory")
+    if source is None:
+        if stdin and output is not None and output.exists() and os.path.samestat(os.fstat(0), output.stat()):
+            raise BadFile(f"{output} is the input as well as the output")
+        return None
+    # A pipe gives its lines only once.
+    lines = None if source.is_fifo() else count_lines(source)
+    if output is not None and output.exists() and source.samefile(output):
+        raise BadFile(f"{output} is the input as well as the output")
+    return lines
 
 
 @contextmanager
@@ -155,7 +193,8 @@ def models(server: ServerOption = DEFAULT_TARGET, timeout_s: TimeoutOption = DEF
 def health(
     service: Annotated[str, typer.Option(help="Service to ask for; the whole server by default.")] = "",
     wait_s: Annotated[
-        float | None, typer.Option("--wait", help="Wait up to so many seconds for SERVING.", min=0.001)
+        float | None,
+        typer.Option("--wait", help="Wait up to so many seconds for SERVING.", min=0.001, callback=_finite),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Print each change until Ctrl-C.")] = False,
     server: ServerOption = DEFAULT_TARGET,
@@ -188,7 +227,8 @@ def load(
         int | None, typer.Option(help="Closed loop: calls always under way; 16 without --rate.", min=1)
     ] = None,
     rate_per_s: Annotated[
-        float | None, typer.Option("--rate", help="Open loop: calls a second, as a Poisson process.", min=0.001)
+        float | None,
+        typer.Option("--rate", help="Open loop: calls a second, as a Poisson process.", min=0.001, callback=_finite),
     ] = None,
     lengths: Annotated[
         str, typer.Option(help=f"{workload.FORMS}; a file holds one length, or one text, a line.")
@@ -196,13 +236,18 @@ def load(
     inputs_per_call: Annotated[int, typer.Option(help="Inputs in one call.", min=1, max=1024)] = 1,
     text: Annotated[bool, typer.Option("--text", help="Send texts instead of token ids.")] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Ask for one vector for each token.")] = False,
-    duration_s: Annotated[float, typer.Option("--duration", help="Measured time, s.", min=0.1)] = 10.0,
-    warmup_s: Annotated[float, typer.Option("--warmup", help="Time before it, not measured, s.", min=0)] = 2.0,
+    duration_s: Annotated[
+        float, typer.Option("--duration", help="Measured time, s.", min=0.1, callback=_finite)
+    ] = 10.0,
+    warmup_s: Annotated[
+        float, typer.Option("--warmup", help="Time before it, not measured, s.", min=0, callback=_finite)
+    ] = 2.0,
     deadline_ms: Annotated[int, typer.Option(help="Deadline of each call.", min=1)] = 30_000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same.", min=0)] = 0,
     metrics_url: Annotated[
-        str, typer.Option("--metrics", help="The server's metrics, or none.")
-    ] = "http://127.0.0.1:8002/metrics",
+        str,
+        typer.Option("--metrics", help="The server's metrics, or none; by default port 8002 of the host of --server."),
+    ] = "",
     json_file: Annotated[str, typer.Option("--json", help="Write the report as JSON; - is stdout.")] = "",
     model: ModelOption = "",
     server: ServerOption = DEFAULT_TARGET,
@@ -210,6 +255,9 @@ def load(
     """Send load, and report latency, throughput and what the server did with it."""
     if concurrency is not None and rate_per_s is not None:
         _fail(2, "--concurrency (closed loop) and --rate (open loop) exclude one another")
+    if json_file not in ("", "-"):
+        _check_writable(Path(json_file))
+    metrics_url = metrics_url or scrape.url_beside(server)
     plan = runner.Plan(
         pacer=ClosedLoop(concurrency or 16) if rate_per_s is None else OpenLoop(rate_per_s, seed),
         duration_s=duration_s,
@@ -227,7 +275,7 @@ def load(
         except OSError:
             return None
 
-    async def run() -> report.Report:
+    async def run() -> tuple[report.Report, str]:
         async with AsyncClient(server, model=model) as client:
             info = await client.model()
         try:
@@ -246,20 +294,32 @@ def load(
             done = await runner.run(connection, runner.requests(work, plan, info), plan, read_metrics)
         finally:
             await connection.close()
-        of_client, of_server = summary.figures(done, plan, info.name)
-        return report.Report(report.setup_of(server, info, plan, work), of_client, of_server)
+        of_client, of_server, reason = summary.figures(done, plan, info.name)
+        return report.Report(report.setup_of(server, info, plan, work), of_client, of_server), reason
 
-    result = _run(run())
-    if result.server is None and metrics_url != "none":
-        print(f"harken: {metrics_url} did not answer, so the server's side is not told", file=sys.stderr)
+    result, reason = _run(run())
+    if reason and metrics_url != "none":
+        print(f"harken: {metrics_url} {reason}, so the server's side is not told", file=sys.stderr)
     if json_file == "-":
         print(result.json())
     else:
         report.render(result, Console())
         if json_file:
-            Path(json_file).write_text(result.json() + "\n", encoding="utf-8")
-    if result.client.latency.p50_s is None:
+            try:
+                Path(json_file).write_text(result.json() + "\n", encoding="utf-8")
+            except OSError as error:
+                _fail(2, error)
+    client = result.client
+    if client.latency.p50_s is None:
         _fail(1, "no call was answered")
+    if 2 * client.failed_calls > client.calls:
+        _fail(1, f"{client.failed_calls} of {client.calls} calls failed")
+
+
+def _check_writable(path: Path) -> None:
+    """A run must not be made for a report that then has no place."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        _fail(2, f"{path} cannot be written")
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -271,13 +331,19 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     except BadFile as error:
         _fail(2, error)
     except BrokenPipeError:
-        # The reader of stdout has left. Without this Python complains once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         raise typer.Exit(1) from None
     except OSError as error:
         _fail(2, error)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _leave_stdout() -> None:
+    """The reader of stdout has left. Without this Python complains once more at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _fail(code: int, message: object) -> NoReturn:

@@ -47,12 +47,13 @@ class AsyncClient:
     max_message_bytes   the largest request and the largest answer
     max_inputs          the most inputs in one call; longer lists become several calls
     tenant              who asks, for fair shares between tenants
-    max_attempts        how often one call may be made in all; 1 turns retries off
+    max_attempts        how often in a row one call may fail to reach a server; 1 turns every retry off
     credentials         TLS and call credentials; None is plain text
 
-    A call is repeated only where the server says so (google.rpc.RetryInfo), not before its
-    delay, or where no connection could be made; never past the deadline. A connection that
-    broke before the answer is not repeated, but raises Unavailable.
+    A call is repeated where the server says so (google.rpc.RetryInfo), not before its delay and
+    as often as the deadline allows, and up to `max_attempts` times where no connection could be
+    made; never past the deadline. A connection that broke before the answer is not repeated, but
+    raises Unavailable.
 
     Every method raises HarkenError, or what harken_client.errors draws below it.
     """
@@ -228,7 +229,8 @@ class AsyncClient:
         are read in a thread of their own.
 
         `timeout_s` is the longest silence: DeadlineExceeded if the server owes answers and gives
-        none for so long. When the server drains, the rest goes on over a new stream, nothing lost
+        none for so long, and what the server refuses for now, it refuses for good if nothing
+        is answered for so long. When the server drains, the rest goes on over a new stream, nothing lost
         nor doubled.
         """
         if isinstance(inputs, str):
@@ -262,13 +264,12 @@ class AsyncClient:
         self, name: str | None = None, version: int | None = None, *, timeout_s: float | None = None
     ) -> ModelInfo:
         """One model version, by default the one that `encode` would ask. Raises ModelNotFound."""
+        return await self._described(*self._asked(name, version), self._deadline(timeout_s))
+
+    async def _described(self, name: str, version: int, deadline: Deadline) -> ModelInfo:
         connection = self._connection()
-        name, version = self._asked(name, version)
-        response = await connection.call(
-            connection.stub.GetModel,
-            pb.GetModelRequest(model=name, version=version),
-            self._deadline(timeout_s),
-        )
+        request = pb.GetModelRequest(model=name, version=version)
+        response = await connection.call(connection.stub.GetModel, request, deadline)
         return wire.model_info(response.model)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
@@ -322,7 +323,7 @@ class AsyncClient:
             return _ANY_SENTENCE_BYTES
         info = self._known_models.get((model, version))
         if info is None:
-            info = await self.model(model, version, timeout_s=deadline.remaining_s(time.monotonic()))
+            info = await self._described(model, version, deadline)
             self._known_models[model, version] = info
         if output == "sentence":
             return wire.sentence_answer_bytes(info.hidden_size)

@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import Message
 from harken.v1 import encoder_pb2_grpc
 
-from harken_client.errors import HarkenError, from_rpc
+from harken_client.errors import DeadlineExceeded, HarkenError, from_rpc
 from harken_client.retry import Deadline, retry_delay_s
 
 Request = TypeVar("Request", bound=Message)
@@ -64,24 +64,29 @@ class Connection:
         deadline: Deadline,
     ) -> Response:
         """Call until it succeeds, may not be repeated, or the deadline comes. Raises HarkenError."""
-        attempt = 1
+        unreached = 0
         while True:
+            remaining_s = deadline.remaining_s(time.monotonic())
+            if remaining_s <= 0:
+                # grpcio may take a timeout of 0 for one that has not passed.
+                raise DeadlineExceeded("no time was left to make the call")
             try:
-                return await method(request, timeout=deadline.remaining_s(time.monotonic()))
+                return await method(request, timeout=remaining_s)
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc(rpc_error)
-                delay_s = self.retry_delay_s(error, attempt)
+                unreached = unreached + 1 if error.retry_after_s is None else 0
+                delay_s = self.retry_delay_s(error, unreached)
                 if delay_s is None or delay_s >= deadline.remaining_s(time.monotonic()):
                     raise error from rpc_error
             await asyncio.sleep(delay_s)
-            attempt += 1
 
-    def retry_delay_s(self, error: HarkenError, attempt: int) -> float | None:
-        """Seconds to wait after the failed attempt number `attempt`, counted from 1, or None to give up."""
-        if attempt >= self.max_attempts:
-            return None
+    def retry_delay_s(self, error: HarkenError, unreached: int) -> float | None:
+        """Seconds to wait after a failed attempt, or None to give up. The deadline is the caller's affair.
+
+        unreached   attempts in a row, this one included, that the server did not invite to repeat
+        """
         # A connection that broke leaves the channel idle; only one that was never made leaves it so.
         refused = self.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
         connected = error.code is not grpc.StatusCode.UNAVAILABLE or not refused
         jitter = random.random()  # noqa: S311 - spreads retries in time, guards nothing
-        return retry_delay_s(error, attempt, connected=connected, jitter=jitter)
+        return retry_delay_s(error, unreached, max_attempts=self.max_attempts, connected=connected, jitter=jitter)

@@ -76,7 +76,7 @@ class HarkenError(Exception):
     def __str__(self) -> str:
         parts = [self.message]
         parts += [f"{v.field}: {v.description}" for v in self.violations if v.description not in self.message]
-        reason = f" ({self.reason})" if self.reason else ""
+        reason = f" ({self.reason})" if self.reason not in ("", self.code.name) else ""
         return f"{self.code.name}{reason}: {'; '.join(parts)}"
 
 

@@ -4,6 +4,10 @@ The server's word decides. A call is repeated only where its status carries
 google.rpc.RetryInfo, and not before that delay; or where no connection was
 made at all, so that no server can have seen it. A connection that broke before
 the answer is not repeated: nobody knows what became of the request.
+
+A server that asks for patience is there, so its caller's deadline alone ends the
+repeating: a restart may take longer than any count. The count bounds the
+attempts that reached nobody.
 """
 
 import math
@@ -14,6 +18,8 @@ from harken_client.errors import HarkenError
 _CONNECT_BACKOFF_S = 0.2
 # Clients that were refused in one moment must not come back in one moment.
 _JITTER = 0.25
+# A server that says 0 s must not be asked as fast as the network goes.
+_LEAST_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +43,20 @@ def checked_timeout_s(timeout_s: float) -> float:
     return float(timeout_s)
 
 
-def retry_delay_s(error: HarkenError, attempt: int, *, connected: bool, jitter: float) -> float | None:
-    """Seconds to wait before attempt number `attempt + 1`, or None if there must be none.
+def retry_delay_s(
+    error: HarkenError, unreached: int, *, max_attempts: int, connected: bool, jitter: float
+) -> float | None:
+    """Seconds to wait before the next attempt, or None if there must be none.
 
-    connected   whether the call reached a server
-    jitter      a random number in [0, 1)
+    unreached     attempts in a row, this one included, that the server did not invite to repeat
+    max_attempts  bounds those; 1 forbids every repetition
+    connected     whether the call reached a server
+    jitter        a random number in [0, 1)
     """
+    if max_attempts == 1:
+        return None
     if error.retry_after_s is not None:
-        return error.retry_after_s * (1 + _JITTER * jitter)
-    if not connected:
-        return _CONNECT_BACKOFF_S * 2.0 ** (attempt - 1) * (1 + _JITTER * jitter)
+        return max(error.retry_after_s, _LEAST_PAUSE_S) * (1 + _JITTER * jitter)
+    if not connected and unreached < max_attempts:
+        return _CONNECT_BACKOFF_S * 2.0 ** (unreached - 1) * (1 + _JITTER * jitter)
     return None

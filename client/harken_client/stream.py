@@ -50,7 +50,7 @@ class _Pending:
     position: int
     id: str
     message: pb.Input
-    refusals: int = 0
+    refused_since_s: float = math.inf
 
 
 class BulkRun:
@@ -78,6 +78,8 @@ class BulkRun:
         self._results: asyncio.Queue[StreamResult | BaseException | None] = asyncio.Queue()
         self._taken = 0
         self._settled = 0
+        # The last answer that was no refusal for now; silence is counted from it.
+        self._answered_s = -math.inf
         self._exhausted = False
         # An answer said that this server is going: send it nothing more.
         self._leaving = False
@@ -153,7 +155,8 @@ class BulkRun:
 
     async def _converse(self) -> None:
         """Open streams until everything is settled. Raises the error that no new stream mends."""
-        fruitless = 0
+        unreached = 0
+        refused_since_s = math.inf
         first = True
         while not self._finished:
             before = self._settled
@@ -162,18 +165,26 @@ class BulkRun:
             if self._finished:
                 break
             if error is None and self._leaving:
-                continue  # each refused input carries its own pause and its own count
+                continue  # each refused input carries its own pause and its own bound
             if error is None:
                 unanswered = self._taken - self._settled
                 error = Unavailable(
                     f"the stream ended with {unanswered} inputs unanswered", retry_after_s=_EARLY_END_PAUSE_S
                 )
-            fruitless = fruitless + 1 if self._settled == before else 1
-            delay_s = self._connection.retry_delay_s(error, fruitless)
-            if delay_s is None:
+            if self._settled != before:
+                unreached, refused_since_s = 0, math.inf
+            unreached = unreached + 1 if error.retry_after_s is None else 0
+            refused_since_s = min(refused_since_s, time.monotonic())
+            delay_s = self._connection.retry_delay_s(error, unreached)
+            if delay_s is None or self._too_late(delay_s, refused_since_s):
                 raise error
             await asyncio.sleep(delay_s)
         self._results.put_nowait(None)
+
+    def _too_late(self, delay_s: float, refused_since_s: float) -> bool:
+        """Whether a pause would end past the longest silence, counted from the first refusal or a later answer."""
+        silent_since_s = max(refused_since_s, self._answered_s)
+        return time.monotonic() + delay_s >= silent_since_s + self._timeout_s
 
     async def _one_stream(self, *, resumed: bool) -> HarkenError | None:
         """Write and read until the stream ends; what it leaves unanswered returns to the outbox.
@@ -251,9 +262,9 @@ class BulkRun:
         try:
             encoding = wire.encoding(response.result, self._opening.model, self._opening.version)
         except HarkenError as error:
-            pending.refusals += 1
-            delay_s = self._connection.retry_delay_s(error, pending.refusals)
-            if delay_s is None:
+            pending.refused_since_s = min(pending.refused_since_s, time.monotonic())
+            delay_s = None if error.retry_after_s is None else self._connection.retry_delay_s(error, 0)
+            if delay_s is None or self._too_late(delay_s, pending.refused_since_s):
                 failure = placed(error, pending.position)
                 self._settle(StreamResult(pending.position, pending.id, None, failure))
                 return
@@ -262,4 +273,5 @@ class BulkRun:
             self._leaving |= error.code is grpc.StatusCode.UNAVAILABLE
             self._outbox.put_nowait((pending.position, pending))
         else:
+            self._answered_s = time.monotonic()
             self._settle(StreamResult(pending.position, pending.id, encoding, None))

@@ -48,7 +48,11 @@ def _iterating(
             while (value := self._wait(following())) is not end:
                 yield value  # type: ignore[misc]  # `end` is out, so it is R
         finally:
-            if not self._closed:
+            if threading.current_thread() is self._thread:
+                # Collected as garbage in the loop's own thread, which must not wait for itself.
+                if not self._closed:
+                    asyncio.run_coroutine_threadsafe(values.aclose(), self._loop)
+            elif not self._closed:
                 self._wait(values.aclose())
 
     return iterate

@@ -122,17 +122,23 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer):
 
     serving_status: int = health_pb2.HealthCheckResponse.SERVING
 
+    real_tokens: int = 0
+    padding_tokens: int = 0
+    """As if each Encode call were a batch."""
+
     calls: list[pb.EncodeRequest] = field(default_factory=list)
     models_asked: int = 0
     streams: int = 0
     opened: list[pb.StreamOpen] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     most_unanswered: int = 0
     health: grpc_health.aio.HealthServicer = field(default_factory=grpc_health.aio.HealthServicer)
 
     def result(self, message: pb.Input, options: pb.EncodeOptions) -> pb.Result:
         refusal = self.refuse_texts_once.pop(message.text, None) or self.refuse_texts.get(message.text)
         if refusal is not None:
+            self.refused[message.text] += 1
             return pb.Result(error=refusal.status())
         ids = tuple(message.token_ids.ids)
         row = vector(ids or message.text)
@@ -158,6 +164,9 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer):
             await Refusal(grpc.StatusCode.NOT_FOUND, f"no model {request.model}", "MODEL_NOT_FOUND").abort(context)
         await asyncio.sleep(self.delay_s)
         results = [self.result(message, request.options) for message in request.inputs]
+        lengths = [result.tokens for result in results]
+        self.real_tokens += sum(lengths)
+        self.padding_tokens += max(lengths) * len(lengths) - sum(lengths)
         return pb.EncodeResponse(model=MODEL.name, version=MODEL.version, results=results, total_ns=20)
 
     async def EncodeStream(  # noqa: N802 - the contract's name

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -33,12 +34,43 @@ async def test_a_refusal_with_retry_info_is_repeated_after_its_delay(
     assert time.monotonic() - began_s >= 3 * 0.01
 
 
-async def test_attempts_are_bounded_and_the_last_refusal_is_raised(fake: FakeEncoder, target: str) -> None:
-    fake.refuse_calls = [BUSY] * 9
+async def test_a_server_that_asks_for_patience_is_asked_until_it_serves(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_calls = [DRAINING] * 10
+    async with AsyncClient(target) as client:
+        np.testing.assert_array_equal(await client.encode(["a"]), [vector("a")])
+    assert len(fake.calls) == 11
+
+
+async def test_the_deadline_bounds_the_servers_refusals(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_calls = [BUSY] * 10_000
+    began_s = time.monotonic()
     async with AsyncClient(target, max_attempts=2) as client:
+        with pytest.raises(Overloaded):
+            await client.encode(["a"], timeout_s=0.5)
+    assert time.monotonic() - began_s < 5
+    assert len(fake.calls) > 4
+
+
+async def test_a_refusal_that_asks_for_no_pause_is_not_repeated_without_one(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_calls = [replace(BUSY, retry_after_s=0.0)] * 10_000
+    async with AsyncClient(target) as client:
+        with pytest.raises(Overloaded):
+            await client.encode(["a"], timeout_s=0.3)
+    assert 4 < len(fake.calls) <= 30
+
+
+async def test_the_time_left_for_the_models_size_may_be_none(target: str) -> None:
+    async with AsyncClient(target) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.encode(["a", "b"], output="tokens", timeout_s=1e-9)
+
+
+async def test_one_attempt_means_one_call(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_calls = [BUSY] * 9
+    async with AsyncClient(target, max_attempts=1) as client:
         with pytest.raises(Overloaded) as caught:
             await client.encode(["a"])
-    assert len(fake.calls) == 2
+    assert len(fake.calls) == 1
     assert caught.value.retry_after_s == 0.01
     assert str(caught.value) == "RESOURCE_EXHAUSTED (BACKLOG_FULL): backlog full"
 

@@ -4,9 +4,11 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -89,7 +91,7 @@ def test_failed_inputs_are_told_and_stop_nothing(fake: FakeEncoder, target: str,
     np.testing.assert_array_equal(encoded, np.stack([vector("a"), np.full(8, np.nan), vector("c")]))
 
 
-@pytest.mark.parametrize(("output", "progress"), [("out.npy", "out.npy.part"), ("out.jsonl", "out.jsonl")])
+@pytest.mark.parametrize(("output", "progress"), [("out.npy", "out.npy.part"), ("out.jsonl", "out.jsonl.part")])
 def test_a_killed_run_is_resumed_where_it_was(
     output: str, progress: str, fake: FakeEncoder, target: str, tmp_path: Path
 ) -> None:
@@ -122,13 +124,124 @@ def test_a_killed_run_is_resumed_where_it_was(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", output]
 
 
-def test_a_complete_npy_is_not_resumed(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["out.npy", "out.jsonl"])
+def test_a_complete_output_is_not_resumed(output: str, target: str, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\n")
-    arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target]
+    arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / output, "-s", target]
     assert harken(*arguments).returncode == 0
     finished = harken(*arguments, "--resume")
     assert finished.returncode == 2
-    assert finished.stderr == f"harken: {tmp_path}/out.npy is complete; there is nothing to resume\n"
+    assert finished.stderr == f"harken: {tmp_path}/{output} is complete; there is nothing to resume\n"
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.jsonl"])
+def test_a_wrong_input_does_not_cost_the_output(output: str, target: str, tmp_path: Path) -> None:
+    (tmp_path / output).write_text("precious")
+    (tmp_path / f"{output}.part").write_text("half")
+    finished = harken("encode", "-i", tmp_path / "none.txt", "-o", tmp_path / output, "-s", target)
+    assert finished.returncode == 2
+    assert finished.stderr == f"harken: [Errno 2] No such file or directory: '{tmp_path}/none.txt'\n"
+    assert (tmp_path / output).read_text() == "precious"
+    assert (tmp_path / f"{output}.part").read_text() == "half"
+
+
+def test_the_old_output_stays_until_the_new_one_is_complete(target: str, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text("precious")
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"words": 1}\n')
+    finished = harken("encode", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "-s", target)
+    assert finished.returncode == 2
+    assert (tmp_path / "out.jsonl").read_text() == "precious"
+
+
+def test_an_output_that_is_the_input_or_a_directory_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "dir.npy").mkdir()
+    # No server is needed to say so.
+    for name, fault in (
+        ("in.jsonl", "is the input as well as the output"),
+        ("link.jsonl", "is the input as well as the output"),
+        ("dir.npy", "is a directory"),
+    ):
+        finished = harken("encode", "-i", source, "-o", tmp_path / name, "-s", "127.0.0.1:1")
+        assert (finished.returncode, finished.stderr) == (2, f"harken: {tmp_path / name} {fault}\n")
+    with source.open() as stdin:
+        command = [*COMMAND, "encode", "-o", str(source), "-s", "127.0.0.1:1"]
+        piped = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=60, check=False)
+    assert (piped.returncode, piped.stderr) == (2, f"harken: {source} is the input as well as the output\n")
+    given = harken("encode", "a", "-o", tmp_path / "dir.npy", "-s", "127.0.0.1:1")
+    assert (given.returncode, given.stderr) == (2, f"harken: {tmp_path}/dir.npy is a directory\n")
+    assert source.read_text() == '{"text": "a"}\n'
+
+
+def test_a_npy_killed_between_its_header_and_its_name_is_resumed(target: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\nb\n")
+    np.save(tmp_path / "two.npy", rows(["a", "b"]))
+    (tmp_path / "two.npy").rename(tmp_path / "out.npy.part")
+    arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target]
+    finished = harken(*arguments, "--resume")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), rows(["a", "b"]))
+
+
+@pytest.mark.parametrize("other", [np.zeros((2, 9), np.float32), np.zeros((2, 8), np.float64), np.zeros(8, np.float32)])
+def test_a_npy_of_another_shape_is_not_resumed(other: np.ndarray[Any, Any], target: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\nb\n")
+    np.save(tmp_path / "other.npy", other)
+    (tmp_path / "other.npy").rename(tmp_path / "out.npy.part")
+    finished = harken("encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target, "--resume")
+    assert finished.returncode == 2
+    assert finished.stderr == f"harken: {tmp_path}/out.npy.part holds rows of another size than 8\n"
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.jsonl"])
+def test_a_resumed_run_remembers_what_failed_before(
+    output: str, fake: FakeEncoder, target: str, tmp_path: Path
+) -> None:
+    fake.refuse_texts = {"bad": BAD}
+    source = tmp_path / "in.txt"
+    source.write_text("a\nbad\nb\n")
+    arguments: list[str | Path] = ["encode", "-i", source, "-o", tmp_path / output, "-s", target]
+    assert harken(*arguments).returncode == 1
+    (tmp_path / output).rename(tmp_path / f"{output}.part")
+
+    source.write_text("a\nbad\n")
+    too_far = harken(*arguments, "--resume")
+    source.write_text("a\nbad\nb\nc\n")
+    finished = harken(*arguments, "--resume")
+
+    assert too_far.returncode == 2
+    assert too_far.stderr == f"harken: {tmp_path / output} has 3 results already, {source} only 2 inputs\n"
+    assert finished.returncode == 1
+    assert finished.stderr == "harken: 1 inputs failed, 1 of them in an earlier run\n"
+    assert (tmp_path / output).exists()
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(target: str) -> None:
+    running = subprocess.Popen(
+        [*COMMAND, "encode", "-s", target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdin is not None
+    assert running.stdout is not None
+    assert running.stderr is not None
+    writer = threading.Thread(target=_write_and_close, args=(running.stdin, "text\n" * 5000))
+    writer.start()
+    assert json.loads(running.stdout.readline())["index"] == 0
+    running.stdout.close()
+    assert running.wait(30) == 1
+    assert running.stderr.read() == ""
+    running.stderr.close()
+    writer.join()
+
+
+def _write_and_close(pipe: IO[str], text: str) -> None:
+    with suppress(BrokenPipeError), pipe:
+        pipe.write(text)
 
 
 def test_ctrl_c_ends_with_130_and_no_word(target: str) -> None:
@@ -194,6 +307,32 @@ def test_a_file_that_is_not_what_it_should_be_is_named_with_its_line(target: str
     missing = harken("encode", "-i", tmp_path / "none.txt", "-s", target)
     assert missing.returncode == 2
     assert missing.stderr == f"harken: [Errno 2] No such file or directory: '{tmp_path}/none.txt'\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"ids": "abc"}', '"ids" is not a list of integers'),
+        ('{"ids": [1, true]}', '"ids" is not a list of integers'),
+        ('{"text": [1, 2]}', '"text" is not a string'),
+        ("[" * 100_000, "JSON that is nested too deeply"),
+    ],
+)
+def test_a_line_that_is_no_input_is_named(line: str, fault: str, target: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n' + line + "\n")
+    finished = harken("encode", "-i", path, "-s", target)
+    assert (finished.returncode, finished.stderr) == (2, f"harken: {path}:2: {fault}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["encode", "a", "--timeout", "inf"], ["health", "--wait", "inf"], ["load", "--rate", "inf"]]
+)
+def test_a_number_without_an_end_is_wrong_usage(arguments: list[str]) -> None:
+    finished = harken(*arguments)
+    assert finished.returncode == 2
+    assert "is not a finite number" in finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 def test_models_are_listed(target: str) -> None:

@@ -75,6 +75,11 @@ def test_an_input_of_a_stream_is_named_as_one_of_a_list() -> None:
     assert (error.index, error.violations) == (41, (FieldViolation("inputs[41].text", "is empty"),))
 
 
+def test_a_reason_that_is_only_the_code_is_not_said_twice() -> None:
+    assert str(InvalidInput("empty", reason="INVALID_ARGUMENT")) == "INVALID_ARGUMENT: empty"
+    assert str(InvalidInput("empty", reason="EMPTY")) == "INVALID_ARGUMENT (EMPTY): empty"
+
+
 def test_an_error_survives_pickling() -> None:
     error = from_status(BUSY.status())
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes

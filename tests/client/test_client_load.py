@@ -22,33 +22,61 @@ def load(target: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+class MetricsServer(ThreadingHTTPServer):
+    """Counts what the fake did. `counted` is what each scrape saw: (real, padding) tokens."""
+
+    def __init__(self, fake: FakeEncoder) -> None:
+        super().__init__(("127.0.0.1", 0), _Metrics)
+        self.fake = fake
+        self.counted: list[tuple[int, int]] = []
+        self.restarts = self.foreign = self.garbage = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/metrics"
+
+    def body(self) -> str:
+        real, padding = self.fake.real_tokens, self.fake.padding_tokens
+        if self.restarts and self.counted:
+            real = padding = 0
+        self.counted.append((real, padding))
+        accepted = "other_total 1" if self.foreign else f'harken_accepted_total{{model="tiny"}} {real}'
+        kinds = (("real", real), ("padding", padding))
+        tokens = [f'harken_tokens_total{{model="tiny",kind="{kind}"}} {count}' for kind, count in kinds]
+        return "\n".join([accepted, *tokens, ""])
+
+
 class _Metrics(BaseHTTPRequestHandler):
+    server: MetricsServer
+
     def do_GET(self) -> None:
-        self.server.scrapes += 1  # type: ignore[attr-defined]  # set below
-        body = f'harken_tokens_total{{model="tiny",kind="real"}} {self.server.scrapes}00\n'  # type: ignore[attr-defined]  # as above
+        if self.server.garbage:
+            self.wfile.write(b"this is not HTTP\r\n\r\n")
+            return
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(self.server.body().encode())
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the test's output is its own."""
 
 
 @pytest.fixture
-def metrics_url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Metrics)
-    server.scrapes = 0  # type: ignore[attr-defined]  # read by the handler
+def metrics(fake: FakeEncoder) -> Iterator[MetricsServer]:
+    server = MetricsServer(fake)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/metrics"
+    yield server
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_a_closed_loop_is_measured_with_the_servers_side(fake: FakeEncoder, target: str, metrics_url: str) -> None:
+def test_a_closed_loop_is_measured_with_the_servers_side(
+    fake: FakeEncoder, target: str, metrics: MetricsServer
+) -> None:
     fake.delay_s = 0.01
-    finished = load(target, "--concurrency", "3", "--metrics", metrics_url, "--json", "-")
+    finished = load(target, "--concurrency", "3", "--metrics", metrics.url, "--json", "-")
     assert (finished.returncode, finished.stderr) == (0, "")
     result = json.loads(finished.stdout)
     assert result["setup"]["pace"] == "closed loop, 3 calls under way"
@@ -60,6 +88,73 @@ def test_a_closed_loop_is_measured_with_the_servers_side(fake: FakeEncoder, targ
     assert result["server"]["padding_share"] == 0.0
     assert all(len(call.inputs) == 1 and len(call.inputs[0].token_ids.ids) == 8 for call in fake.calls)
     assert all(call.options.truncation == pb.TRUNCATION_RIGHT for call in fake.calls)
+
+
+def test_the_servers_figures_leave_its_earlier_life_and_the_warm_up_out(
+    fake: FakeEncoder, target: str, metrics: MetricsServer
+) -> None:
+    fake.padding_tokens = 1_000_000
+    arguments = [
+        "--metrics",
+        metrics.url,
+        "--json",
+        "-",
+        "--inputs-per-call",
+        "3",
+        "--lengths",
+        "uniform:low=1,high=16",
+    ]
+    finished = load(target, *arguments)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    (real, padding), (real_after, padding_after) = metrics.counted
+    assert real > 0  # the warm-up's
+    share = (padding_after - padding) / (real_after - real + padding_after - padding)
+    assert 0.1 < share < 0.9
+    assert json.loads(finished.stdout)["server"]["padding_share"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("restarts", "counts from another start than before: the server restarted, or there are several"),
+        ("foreign", "is not a harken server's: it has no harken_accepted_total"),
+        ("garbage", "did not answer"),
+    ],
+)
+def test_metrics_whose_difference_means_nothing_are_not_told(
+    fault: str, reason: str, target: str, metrics: MetricsServer
+) -> None:
+    setattr(metrics, fault, True)
+    finished = load(target, "--metrics", metrics.url, "--json", "-")
+    assert finished.returncode == 0
+    assert finished.stderr == f"harken: {metrics.url} {reason}, so the server's side is not told\n"
+    assert json.loads(finished.stdout)["server"] is None
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port/metrics", "http://[::1/metrics", "ftp://x"])
+def test_a_metrics_address_that_is_none_is_one_line(url: str, target: str) -> None:
+    finished = load(target, "--metrics", url)
+    assert (finished.returncode, finished.stderr) == (
+        0,
+        f"harken: {url} did not answer, so the server's side is not told\n",
+    )
+
+
+def test_a_run_of_mostly_failed_calls_ends_with_1(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_on_call = {n: Refusal(grpc.StatusCode.INTERNAL, "broken", "INTERNAL") for n in range(100_000) if n % 5}
+    finished = load(target, "--metrics", "none", "--json", "-")
+    client = json.loads(finished.stdout)["client"]
+    assert client["errors"] == {"INTERNAL": client["failed_calls"]}
+    assert (finished.returncode, finished.stderr) == (
+        1,
+        f"harken: {client['failed_calls']} of {client['calls']} calls failed\n",
+    )
+
+
+def test_a_report_that_has_no_place_fails_before_the_run(fake: FakeEncoder, target: str) -> None:
+    finished = load(target, "--json", "/nope/x")
+    assert (finished.returncode, finished.stderr) == (2, "harken: /nope/x cannot be written\n")
+    assert fake.models_asked == 0
 
 
 def test_an_open_loop_sends_its_schedule_whatever_the_server_does(fake: FakeEncoder, target: str) -> None:
@@ -78,7 +173,7 @@ def test_an_open_loop_sends_its_schedule_whatever_the_server_does(fake: FakeEnco
 
 def test_refusals_are_counted_by_code_and_reason_and_never_repeated(fake: FakeEncoder, target: str) -> None:
     busy = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "BACKLOG_FULL", retry_after_s=0.01)
-    fake.refuse_on_call = dict.fromkeys(range(1, 100_000, 2), busy)
+    fake.refuse_on_call = dict.fromkeys(range(1, 100_000, 3), busy)
     finished = load(target, "--metrics", "none", "--json", "-")
     assert (finished.returncode, finished.stderr) == (0, "")
     result = json.loads(finished.stdout)

@@ -13,8 +13,8 @@ from harken_client.load import workload
 from harken_client.load.pacer import Call, ClosedLoop, OpenLoop
 from harken_client.load.report import Report, render, setup_of
 from harken_client.load.runner import Plan, Run
-from harken_client.load.scrape import Histogram, between, parse
-from harken_client.load.summary import ServerFigures, Spread, figures, of_client, of_server
+from harken_client.load.scrape import Histogram, between, parse, url_beside
+from harken_client.load.summary import ServerFigures, Spread, figures, of_client, of_server, unusable
 from harken_client.load.workload import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +114,23 @@ def test_a_file_gives_lengths_or_texts_in_its_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ("5\n\n7\n", "2: a blank line, where a length or a text should be"),
+        ("a text\n  \n", "2: a blank line, where a length or a text should be"),
+        ("5\n" + "9" * 5000, "2: 99999999999999999999 is no length in tokens"),
+        ("5\n" + "9" * 25, "2: 99999999999999999999 is no length in tokens"),
+    ],
+)
+def test_a_file_of_lengths_that_cannot_be_read_is_named_with_its_line(lines: str, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(lines)
+    with pytest.raises(ValueError, match="trace") as caught:
+        build(f"file:{path}", count=1, seed=0, vocab_size=BERT, max_length=512)
+    assert str(caught.value) == f"file:{path}:{fault}"
+
+
+@pytest.mark.parametrize(
     "spec",
     [
         "", "normal:mean=3", "fixed:", "fixed:0", "fixed:nan", "lognormal:median=40", "lognormal:median=40,p99=30",
@@ -127,6 +144,7 @@ def test_lengths_that_make_no_sense_are_refused_with_the_forms(spec: str) -> Non
 
 
 METRICS = """\
+harken_accepted_total{model="m"} 40.0
 # HELP harken_tokens_total Tokens computed.
 # TYPE harken_tokens_total counter
 harken_tokens_total{model="m",kind="real"} 100.0
@@ -185,6 +203,7 @@ def test_the_clients_figures_leave_the_warm_up_out_and_no_late_call() -> None:
     ]
     result = of_client(calls, PLAN)
     assert result.calls == 5
+    assert result.failed_calls == 1
     assert result.windows_per_s == [4.0, 2.0, 1.0]
     assert result.sequences_per_s == pytest.approx(7 / 3)
     assert result.tokens_per_s == pytest.approx(70 / 3)
@@ -219,6 +238,38 @@ def test_the_servers_figures_are_differences() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ('kind="padding"} 50.0', 'kind="padding"} 49.0'),
+        ('le="4.0"} 6.0', 'le="4.0"} 5.0'),
+        ('_sum{model="m"} 24.0', '_sum{model="m"} 3.0'),
+        ('harken_accepted_total{model="m"} 40.0', 'harken_accepted_total{model="x"} 40.0'),
+        ("process_start_time_seconds 1", "process_start_time_seconds 2"),
+    ],
+)
+def test_counters_of_another_start_are_not_subtracted(was: str, now: str) -> None:
+    before = METRICS + "process_start_time_seconds 1\n"
+    assert unusable(parse(before), parse(before), "m") == ""
+    assert "another start" in unusable(parse(before), parse(before.replace(was, now)), "m")
+
+
+def test_counters_of_other_models_and_gauges_may_fall() -> None:
+    after = METRICS.replace("1e6", "1").replace("1048576", "5")
+    assert unusable(parse(METRICS), parse(after), "m") == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("localhost:8001", "localhost"), ("host", "host"), ("[::1]:8001", "[::1]"), ("[::1]", "[::1]"),
+        ("dns:///a.b:1", "a.b"), ("ipv4:10.0.0.1:1", "10.0.0.1"), ("unix:/run/x", "127.0.0.1"),
+    ],
+)  # fmt: skip
+def test_metrics_are_looked_for_beside_the_server(target: str, host: str) -> None:
+    assert url_beside(target) == f"http://{host}:8002/metrics"
+
+
 INFO = ModelInfo("m", 3, True, 384, 512, BERT, 6, 12, True, "fp32", "cpu", "", "", "")
 
 
@@ -226,7 +277,8 @@ def report(*, scraped: bool) -> Report:
     calls = [Call(moment, moment, moment + 0.004, 2, 20) for moment in np.arange(1.005, 4.0, 0.01).tolist()]
     metrics = parse(METRICS) if scraped else None
     work = build("fixed:10", count=4, seed=7, vocab_size=BERT, max_length=512)
-    client, server = figures(Run(calls, metrics, metrics), PLAN, "m")
+    client, server, reason = figures(Run(calls, metrics, metrics), PLAN, "m")
+    assert reason == ("" if scraped else "did not answer")
     return Report(setup_of("host:1", INFO, PLAN, work), client, server)
 
 
@@ -244,6 +296,7 @@ def test_a_report_tells_setup_and_figures() -> None:
         "closed loop, 4 calls under way, 2 token ids inputs a call, sentence output",
         "fixed:10, seed 7",
         "3 s after 1 s of warm-up, deadline 30 s",
+        "latency of answered calls",
         "200.0 sequences/s, 2000 tokens/s",
         "200.0 | 200.0 | 200.0 sequences/s, agree within 10 %",
         "p50 4.00 ms, p95 4.00 ms, p99 4.00 ms, max 4.00 ms",

@@ -12,6 +12,7 @@ from harken.v1 import encoder_pb2 as pb
 from harken_client import (
     AsyncClient,
     DeadlineExceeded,
+    HarkenError,
     InternalError,
     InvalidInput,
     Overloaded,
@@ -165,20 +166,55 @@ async def test_an_input_refused_for_now_is_sent_again_on_the_same_stream(fake: F
 
 async def test_an_input_refused_again_and_again_fails_alone(fake: FakeEncoder, target: str) -> None:
     fake.refuse_texts = {"text 3": BUSY}
-    async with AsyncClient(target, max_attempts=3) as client:
+    async with AsyncClient(target, timeout_s=0.5) as client:
         results = [result async for result in client.encode_stream(texts(500))]
     failed = [result for result in results if result.error is not None]
     assert [(result.index, type(result.error)) for result in failed] == [(3, Overloaded)]
     assert len(results) == 500
 
 
-async def test_ends_without_any_progress_are_bounded(fake: FakeEncoder, target: str) -> None:
-    fake.refuse_streams_after = [(0, DRAINING)] * 9
-    async with AsyncClient(target, max_attempts=3) as client:
-        with pytest.raises(Unavailable, match="draining"):
-            async for _ in client.encode_stream(texts(10)):
-                pass
-    assert fake.streams == 3
+async def test_a_server_that_asks_for_patience_is_asked_until_it_serves(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_streams_after = [(0, DRAINING)] * 10
+    async with AsyncClient(target) as client:
+        assert_answers(await collect(client.encode_stream(texts(10))), texts(10))
+    assert fake.streams == 11
+
+
+@pytest.mark.parametrize("refusal", [BUSY, DRAINING])
+async def test_an_input_refused_for_now_is_sent_until_it_is_answered(
+    refusal: Refusal, fake: FakeEncoder, target: str
+) -> None:
+    fake.refuse_texts = {"text 3": refusal}
+
+    async def recover() -> None:
+        await until(lambda: fake.refused["text 3"] >= 10)
+        fake.refuse_texts = {}
+
+    async with AsyncClient(target) as client:
+        recovery = asyncio.create_task(recover())
+        assert_answers(await collect(client.encode_stream(texts(10))), texts(10))
+        await recovery
+
+
+async def test_ends_without_any_answer_are_bounded_by_the_timeout(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_streams_after = [(0, DRAINING)] * 10_000
+    async with AsyncClient(target, max_attempts=2) as client:
+        with pytest.raises(HarkenError) as caught:
+            await asyncio.wait_for(collect(client.encode_stream(texts(10), timeout_s=0.5)), 10)
+    assert isinstance(caught.value, Unavailable)
+    assert fake.streams > 2
+
+
+async def test_one_attempt_means_one_stream_and_one_try_of_each_input(fake: FakeEncoder, target: str) -> None:
+    fake.refuse_texts = {"text 3": BUSY}
+    fake.refuse_streams_after = [(10, None), (0, DRAINING)]
+    async with AsyncClient(target, max_attempts=1) as client:
+        results = [result async for result in client.encode_stream(texts(10))]
+        with pytest.raises(Unavailable):
+            await collect(client.encode_stream(texts(10)))
+    assert [result.index for result in results if result.error is not None] == [3]
+    assert fake.refused == {"text 3": 1}
+    assert fake.streams == 2
 
 
 async def test_a_stream_that_fails_for_good_raises_after_what_was_answered(fake: FakeEncoder, target: str) -> None:

@@ -111,6 +111,20 @@ def test_closing_ends_a_stream_that_was_left_half_read(target: str) -> None:
         next(stream)
 
 
+def test_a_half_read_stream_may_be_collected_in_the_clients_own_thread(target: str) -> None:
+    client = Client(target)
+    held = [client.encode_stream(f"text {i}" for i in range(1000))]
+    assert next(held[0]).index == 0
+    client._loop.call_soon_threadsafe(held.clear)
+    statuses: list[str] = []
+    # A daemon: where the loop waits for itself, nothing can end this call.
+    caller = threading.Thread(target=lambda: statuses.append(client.health(timeout_s=5)), daemon=True)
+    caller.start()
+    caller.join(10)
+    assert statuses == ["SERVING"]
+    client.close()
+
+
 def test_a_client_made_before_a_fork_refuses_in_the_child() -> None:
     program = """
 import os

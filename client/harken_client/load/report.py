@@ -103,7 +103,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     windows = " | ".join(f"{window:.1f}" for window in client.windows_per_s)
     agree = "agree within 10 %" if client.steady else "do NOT agree within 10 %: run for longer"
     yield "three windows", f"{windows} sequences/s, {agree}"
-    yield "latency", f"{_spread(client.latency)}, max {_ms(client.latency.max_s)}"
+    yield "latency of answered calls", f"{_spread(client.latency)}, max {_ms(client.latency.max_s)}"
     errors = ", ".join(f"{count} {name}" for name, count in client.errors.items()) or "none"
     yield "errors", f"{errors}, of {client.calls} calls"
     yield "late sends", f"{client.late_sends}, the latest by {_ms(client.latest_send_s)}"

@@ -140,4 +140,5 @@ class _Runner:
 
 
 def _named(error: HarkenError) -> str:
-    return f"{error.code.name} {error.reason}".rstrip()
+    code = error.code.name
+    return code if error.reason in ("", code) else f"{code} {error.reason}"

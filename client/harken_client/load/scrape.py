@@ -1,9 +1,10 @@
 """The server's side of a run: what its /metrics counted between two moments."""
 
+import http.client
 import math
 import re
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ _LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(.)")
 _TIMEOUT_S = 5.0
+_PORT = 8002
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,18 @@ class Metrics:
             self.value(f"{name}_count", **labels),
         )
 
+    def has(self, name: str) -> bool:
+        return any(sample.name == name for sample in self._samples)
+
+    def fell_since(self, earlier: "Metrics", names: Set[str], **labels: str) -> bool:
+        """Whether a sample of one of these counters is lower than it was, or gone."""
+        now = {(s.name, frozenset(s.labels.items())): s.value for s in self._samples}
+        return any(
+            now.get((sample.name, frozenset(sample.labels.items())), 0.0) < sample.value
+            for name in names
+            for sample in earlier._matching(name, labels)
+        )
+
     def _matching(self, name: str, labels: dict[str, str]) -> Iterator[Sample]:
         return (s for s in self._samples if s.name == name and labels.items() <= s.labels.items())
 
@@ -96,8 +110,21 @@ def _unescape(found: re.Match[str]) -> str:
 
 
 def scrape(url: str) -> Metrics:
-    """Blocks for at most some seconds. Raises OSError if nothing answers at `url`."""
+    """Blocks for at most some seconds. Raises OSError if nothing that can be read answers at `url`."""
     if not url.startswith(("http://", "https://")):
         raise OSError(f"{url} is no http address")
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - http or https, checked
-        return parse(response.read().decode())
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - http or https, checked
+            return parse(response.read().decode())
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(f"{url} cannot be read: {error}") from error
+
+
+def url_beside(target: str) -> str:
+    """Where the server at `target` (host:port) has its metrics unless it was told otherwise."""
+    if target.startswith("unix:"):
+        return f"http://127.0.0.1:{_PORT}/metrics"
+    address = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target)
+    # An address of IPv6 stands in brackets before its port.
+    host = address if address.endswith("]") else address.rpartition(":")[0] or address
+    return f"http://{host}:{_PORT}/metrics"

@@ -11,6 +11,17 @@ from harken_client.load.runner import Plan, Run
 from harken_client.load.scrape import Histogram, Metrics, between
 
 STAGES = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
+_ACCEPTED = "harken_accepted_total"
+_STARTED = "process_start_time_seconds"
+# All that of_server subtracts. A start of the server lets them fall.
+_COUNTERS = frozenset(
+    {_ACCEPTED, "harken_tokens_total"}
+    | {
+        f"{name}_{part}"
+        for name in ("harken_batch_sequences", "harken_stage_duration_seconds")
+        for part in ("bucket", "sum", "count")
+    }
+)
 _WINDOWS = 3
 _AGREEMENT = 0.10
 
@@ -31,6 +42,7 @@ class ClientFigures:
     """What the client saw. Warm-up is out.
 
     calls                 meant to be sent in the measured period, however long they took
+    failed_calls          those of them that answered no sequence
     sequences_per_s, tokens_per_s   answered within the measured period
     windows_per_s         sequences/s in each third of the period
     steady                whether the windows agree within 10 %; if not, measure for longer
@@ -39,6 +51,7 @@ class ClientFigures:
     """
 
     calls: int
+    failed_calls: int
     sequences_per_s: float
     tokens_per_s: float
     latency: Spread
@@ -72,6 +85,7 @@ def of_client(calls: Sequence[Call], plan: Plan) -> ClientFigures:
     late = [call.late_s for call in measured if call.late_s >= LATE_S]
     return ClientFigures(
         calls=len(measured),
+        failed_calls=sum(not call.sequences for call in measured),
         sequences_per_s=sequences_per_s,
         tokens_per_s=sum(call.tokens for call in finished) / plan.duration_s,
         latency=_latency([call.latency_s for call in measured if call.sequences]),
@@ -102,11 +116,27 @@ def of_server(before: Metrics, after: Metrics, model: str) -> ServerFigures:
     )
 
 
-def figures(run: Run, plan: Plan, model: str) -> tuple[ClientFigures, ServerFigures | None]:
+def unusable(before: Metrics | None, after: Metrics | None, model: str) -> str:
+    """Why the difference of two scrapes tells nothing, or ""."""
+    if before is None or after is None:
+        return "did not answer"
+    if not (before.has(_ACCEPTED) and after.has(_ACCEPTED)):
+        return f"is not a harken server's: it has no {_ACCEPTED}"
+    started = (before.value(_STARTED), after.value(_STARTED))
+    if started[0] != started[1] or after.fell_since(before, _COUNTERS, model=model):
+        return "counts from another start than before: the server restarted, or there are several"
+    return ""
+
+
+def figures(run: Run, plan: Plan, model: str) -> tuple[ClientFigures, ServerFigures | None, str]:
+    """The client's side, the server's, and why there is none."""
     server = None
-    if run.before is not None and run.after is not None:
+    reason = unusable(run.before, run.after, model)
+    if not reason:
+        assert run.before is not None
+        assert run.after is not None
         server = of_server(run.before, run.after, model)
-    return of_client(run.calls, plan), server
+    return of_client(run.calls, plan), server, reason
 
 
 def _latency(latencies_s: list[float]) -> Spread:

@@ -19,6 +19,7 @@ FORMS = (
 # below 999 are special or unused.
 _BERT_VOCABULARY = 30_000
 _CLS, _SEP, _FIRST_WORD = 101, 102, 999
+_LENGTH_DIGITS = 9
 _P99_SIGMAS = 2.3263478740408408  # the 99th percentile of the standard normal distribution
 
 # Each is one token of BERT's uncased vocabulary.
@@ -47,8 +48,14 @@ def build(spec: str, *, count: int, seed: int, vocab_size: int, max_length: int,
         lines = Path(spec.removeprefix("file:")).read_text(encoding="utf-8").splitlines()
         if not lines:
             raise ValueError(f"{spec} is empty")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                raise ValueError(f"{spec}:{number}: a blank line, where a length or a text should be")
         if not all(line.strip().isdecimal() for line in lines):
             return Workload(spec, seed, list(lines))
+        for number, line in enumerate(lines, 1):
+            if len(line.strip()) > _LENGTH_DIGITS:
+                raise ValueError(f"{spec}:{number}: {line.strip():.20} is no length in tokens")
         drawn = np.array([int(line) for line in lines])
     else:
         drawn = _distribution(spec)(np.random.default_rng(seed), count)

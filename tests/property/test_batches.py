@@ -110,3 +110,12 @@ def test_a_single_call_waits_for_about_two_batches_of_each_large_one(
     turns = sum(member.share_s for batch in before for member in batch.batch)
     longest_s = max(member.share_s for member in simulation.sequences)
     assert turns <= 3 * (calls + LIMITS.sequences) * longest_s
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 512), min_size=2, max_size=60))
+def test_single_calls_lead_in_the_order_of_arrival(lengths: list[int]) -> None:
+    """Whatever their lengths: turns must not make a short one overtake a long one for ever."""
+    simulation = run([Arrival(0.003 * index, length) for index, length in enumerate(lengths)])
+    turns = [sequence.turn_s for sequence in simulation.sequences]
+    assert turns == sorted(turns)

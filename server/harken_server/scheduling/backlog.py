@@ -41,6 +41,7 @@ class Backlog(Generic[W]):
         self._lengths: Final[list[int]] = []
         self._flows: Final[dict[object, _Flow]] = {}
         self._virtual_s = 0.0
+        self._latest_turn_s: Final = dict.fromkeys(Priority, 0.0)
         self._serial = 0
         self._sequences = 0
         self._tokens = 0
@@ -153,10 +154,14 @@ class Backlog(Generic[W]):
         """The turn of a flow that comes now.
 
         Virtual time, but at most one turn behind whoever leads: neighbours in length ride out of turn, so that some
-        flows lag behind virtual time, and a newcomer must not wait until all of them have caught up.
+        flows lag behind virtual time, and a newcomer must not wait until all of them have caught up. Never before
+        whoever came earlier: among single calls turns are the order of arrival.
         """
-        head = self._head(waiting.priority)
-        return self._virtual_s if head is None else min(self._virtual_s, head.turn_s + waiting.share_s)
+        priority = waiting.priority
+        head = self._head(priority)
+        turn_s = self._virtual_s if head is None else min(self._virtual_s, head.turn_s + head.share_s)
+        self._latest_turn_s[priority] = max(self._latest_turn_s[priority], turn_s)
+        return self._latest_turn_s[priority]
 
     def _change(self, waiting: W, flow: _Flow, sign: int) -> None:
         """Count a sequence in or out."""

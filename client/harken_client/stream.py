@@ -116,7 +116,7 @@ class BulkRun:
     async def _report(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the work, the reader of the results must learn of it
             self._results.put_nowait(error)
             raise
 

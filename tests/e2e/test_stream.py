@@ -178,6 +178,7 @@ async def test_a_stream_that_stalls_is_ended_by_the_cap(tiny_models: Path) -> No
                 "the cap",
                 lambda: server.total("harken_requests_total", method="EncodeStream", code="DEADLINE_EXCEEDED") == 1,
             )
+            assert server.total("harken_accepted_total") == server.total("harken_finished_total")
             writing.cancel()
             call.cancel()
 

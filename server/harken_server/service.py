@@ -1,7 +1,7 @@
 """The one door behind all edges: check, tokenise, admit, wait, assemble. Values in; values or typed refusals out."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -18,7 +18,6 @@ from harken_server.errors import (
     NotReady,
     OverMemoryBudget,
     Problem,
-    Refusal,
     SequenceTooLong,
     TextNotAccepted,
     TokenOutOfRange,
@@ -124,13 +123,6 @@ class Service:
         self._unsent_bytes = 0
         self.state: Literal["loading", "serving", "draining"] = "loading"
 
-    def label(self, name: str, version: int) -> str:
-        """The name of the model that a request means, if it is served; else empty. Fit for a metric's label."""
-        try:
-            return self.find(name, version).manifest.name
-        except Refusal:
-            return ""
-
     def find(self, name: str, version: int) -> Model:
         """The model version that a request means. Raises ModelNotFound, InvalidRequest, or NotReady while loading."""
         self._check_loaded()
@@ -139,7 +131,7 @@ class Service:
     @property
     def max_length(self) -> int:
         """The longest sequence that any model takes, in tokens."""
-        return max((model.manifest.max_length for model in self._repository), default=0)
+        return self._repository.max_length
 
     def models(self) -> list[tuple[Model, int]]:
         """Every model version, with the version of that model that is its default. Raises NotReady while loading."""
@@ -148,6 +140,7 @@ class Service:
 
     async def encode(
         self,
+        model: Model,
         options: Options,
         inputs: Sequence[Input],
         names: Sequence[str],
@@ -156,33 +149,19 @@ class Service:
     ) -> Answers:
         """Encode a call's inputs; names[i] is how an error calls inputs[i].
 
-        All are accepted or none: raises InvalidRequest, ModelNotFound, BacklogFull,
-        DeadlineUnreachable, NotReady or Expired before any is.
+        All are accepted or none: raises InvalidRequest, BacklogFull, DeadlineUnreachable, NotReady or Expired before
+        any is.
         Once accepted each has its own outcome; only when the deadline passes or the caller goes away all end together,
         by Expired or CancelledError.
         """
-        try:
-            async with asyncio.timeout(deadline.remaining_s(self._clock())):
-                return await self._encode(options, inputs, names, deadline, received_s)
-        except TimeoutError:
-            raise Expired(deadline.by_cap) from None
-
-    async def _encode(
-        self,
-        options: Options,
-        inputs: Sequence[Input],
-        names: Sequence[str],
-        deadline: Deadline,
-        received_s: float,
-    ) -> Answers:
         if self.state != "serving":
             raise NotReady(self.state, _RETRY_S)
         if deadline.passed(received_s):
             raise Expired(deadline.by_cap)
-        model = self.find(options.model, options.version)
         text_bytes = self._check_inputs(model, inputs, names)
-        self._batcher.check_room(model.key, len(inputs))
-        sequences = await self._tokenize(model, inputs, text_bytes)
+        if text_bytes:
+            self._batcher.check_room(model.key, len(inputs))
+        sequences = await self._tokenize(model, inputs, text_bytes, deadline)
         fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
         answer_bytes = self._check_sequences(model, options, sequences, fields)
         self._hold(answer_bytes)
@@ -208,7 +187,8 @@ class Service:
         self, model: Model, options: Options, sequences: Sequence[Tokens], deadline: Deadline, received_s: float
     ) -> list[Answer]:
         """From tokens to each one's outcome."""
-        group = _Group(len(sequences))
+        loop = asyncio.get_running_loop()
+        group = _Group(len(sequences), loop)
         queued_s = self._clock()
         pendings = [
             Pending(
@@ -225,14 +205,19 @@ class Service:
             for tokens in sequences
         ]
         self._batcher.submit(model.key, pendings)
+        timer = loop.call_later(deadline.remaining_s(queued_s), group.expire)
         try:
             await group.done
-        except asyncio.CancelledError:
-            # By our own timeout, by gRPC when the caller's deadline passes, or by a caller that went away.
-            now_s = self._clock()
-            expired = deadline.explains_cancel(now_s)
-            self._batcher.withdraw(model.key, pendings, Expired(deadline.by_cap) if expired else Abandoned())
+        except (asyncio.CancelledError, TimeoutError) as left:
+            # By gRPC when the caller's deadline passes, or by a caller that went away; or by our own timer.
+            expired = isinstance(left, TimeoutError) or deadline.explains_cancel(self._clock())
+            outcome = Expired(deadline.by_cap) if expired else Abandoned()
+            self._batcher.withdraw(model.key, pendings, outcome)
+            if isinstance(left, TimeoutError):
+                raise outcome from None
             raise
+        finally:
+            timer.cancel()
         return [
             Answer(_outcome(pending), pending.length, tokens.full_length > pending.length, pending.stamps)
             for pending, tokens in zip(pendings, sequences, strict=True)
@@ -267,13 +252,17 @@ class Service:
         _raise(problems)
         return text_bytes
 
-    async def _tokenize(self, model: Model, inputs: Sequence[Input], text_bytes: int) -> list[Tokens]:
-        texts = [given for given in inputs if isinstance(given, str)]
-        tokenized = (
-            iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes))
-            if texts and model.tokenizer is not None
-            else iter(())
-        )
+    async def _tokenize(
+        self, model: Model, inputs: Sequence[Input], text_bytes: int, deadline: Deadline
+    ) -> list[Tokens]:
+        tokenized: Iterator[Tokens] = iter(())
+        if text_bytes and model.tokenizer is not None:
+            texts = [given for given in inputs if isinstance(given, str)]
+            try:
+                async with asyncio.timeout(deadline.remaining_s(self._clock())):
+                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes))
+            except TimeoutError:
+                raise Expired(deadline.by_cap) from None
         limit = model.manifest.max_length
         sequences: list[Tokens] = []
         for given in inputs:
@@ -311,14 +300,19 @@ class Service:
 class _Group:
     """Counts the sequences of a call down to its end."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, loop: asyncio.AbstractEventLoop) -> None:
         self._left = size
-        self.done: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
+        self.done: Final[asyncio.Future[None]] = loop.create_future()
 
     def settled(self, _: Pending) -> None:
         self._left -= 1
         if not self._left and not self.done.done():
             self.done.set_result(None)
+
+    def expire(self) -> None:
+        """The deadline has come."""
+        if not self.done.done():
+            self.done.set_exception(TimeoutError())
 
 
 def _field(given: Input, name: str) -> str:
@@ -328,10 +322,11 @@ def _field(given: Input, name: str) -> str:
 def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:
     if not len(ids):
         return [NoTokens(field)]
-    outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
-    if not len(outside):
+    # As unsigned numbers the negative ones are the largest.
+    unsigned = ids.view(np.uint64)
+    if unsigned.max() < vocab_size:
         return []
-    position = int(outside[0])
+    position = int(np.argmax(unsigned >= vocab_size))
     return [TokenOutOfRange(f"{field}.ids[{position}]", position, int(ids[position]), vocab_size)]
 
 

@@ -127,8 +127,3 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
     batcher.submit(("m", 1), [pending(1)])
     assert [type(error) for error in told] == [KeyError]
     lane.stop()
-
-
-def test_stages_sum_exactly_to_the_total() -> None:
-    stamps = Stamps(0.1234567891, 0.2, 0.30000000007, 0.4, 0.55555555555, 0.6)
-    assert sum(stamps.stages_ns().values()) == stamps.total_ns() == 476543211

@@ -155,15 +155,15 @@ def test_a_batch_of_someone_who_left_is_a_bug() -> None:
 
 def test_a_full_backlog_refuses_with_the_predicted_wait() -> None:
     backlog = backlog_of(100, 100, 100, overhead_s=0.0001)
-    admit([backlog], [100], Capacity(sequences=4, tokens=400), lanes=2, running_s=0.0)
+    admit([backlog], 1, 100, Capacity(sequences=4, tokens=400), lanes=2, running_s=lambda: 0.0)
     with pytest.raises(BacklogFull) as refused:
-        admit([backlog], [100, 100], Capacity(sequences=4, tokens=10_000), lanes=2, running_s=0.0)
+        admit([backlog], 2, 200, Capacity(sequences=4, tokens=10_000), lanes=2, running_s=lambda: 0.0)
     full = refused.value
     assert (full.waiting, full.asked, full.limit, full.unit) == (3, 2, 4, "sequences")
     # A third of some 0.3 s of work on two lanes.
     assert full.retry_after_s == pytest.approx(0.05, rel=0.1)
     with pytest.raises(BacklogFull) as refused:
-        admit([backlog], [101], Capacity(sequences=9, tokens=400), lanes=2, running_s=0.0)
+        admit([backlog], 1, 101, Capacity(sequences=9, tokens=400), lanes=2, running_s=lambda: 0.0)
     assert (refused.value.unit, refused.value.asked) == ("tokens", 101)
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from prometheus_client import Counter
-
 from harken_server.errors import BacklogFull, Expired, Refusal
 from harken_server.execution.engine import Runner
 from harken_server.execution.lanes import Clock, Lane, Ran, shrink
@@ -19,6 +17,7 @@ from harken_server.scheduling.admission import Capacity, admit, meet_deadline, p
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits, Start, decide
+from harken_server.telemetry.instruments import Count
 from harken_server.telemetry.metrics import Metrics, ModelMetrics
 
 _IDLE_S: Final = 1.0
@@ -46,6 +45,7 @@ class Batcher:
         """`on_fatal` is called if the loop itself fails: the server must not look healthy then."""
         self._capacity: Final = capacity
         self._metrics: Final = metrics
+        self._scheduler_seconds: Final = metrics.scheduler.labels()
         self._clock: Final = clock
         self._on_fatal: Final = on_fatal
         self._loop: Final = asyncio.get_running_loop()
@@ -55,7 +55,7 @@ class Batcher:
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
         self._free: Final[list[int]] = []
         self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
-        self._busy_seconds: Final[list[Counter]] = []
+        self._busy_seconds: Final[list[Count]] = []
         self._shrinking: asyncio.TimerHandle | None = None
 
     def open(self, lanes: Sequence[Lane], limits: Limits) -> None:
@@ -98,15 +98,15 @@ class Batcher:
         """The cheap door, before anything is tokenised. Raises BacklogFull if so many cannot wait now."""
         served = self._models[key]
         try:
-            self._admit([1] * sequences)
+            self._admit(sequences, sequences)
         except BacklogFull:
             # Their lengths are not known yet; they count as much as those who wait.
             waiting = served.backlog.sequences
             served.metrics.work_refused.inc(sequences * served.backlog.work_s / waiting if waiting else 0.0)
             raise
 
-    def _admit(self, lengths: list[int]) -> None:
-        admit(self._backlogs.values(), lengths, self._capacity, len(self._lanes), self._running_s())
+    def _admit(self, sequences: int, tokens: int) -> None:
+        admit(self._backlogs.values(), sequences, tokens, self._capacity, len(self._lanes), self._running_s)
 
     def submit(self, key: ModelKey, pendings: Sequence[Pending]) -> None:
         """Accept one call's sequences, all or none; each is settled exactly once from here on.
@@ -118,7 +118,7 @@ class Batcher:
         lengths = [pending.length for pending in pendings]
         work_s = sum(cost.share_s(length) for length in lengths) * cost.scale
         try:
-            self._admit(lengths)
+            self._admit(len(lengths), sum(lengths))
             self._check_deadline(served.backlog, lengths, pendings[0])
         except Refusal:
             served.metrics.work_refused.inc(work_s)
@@ -154,7 +154,7 @@ class Batcher:
                 left_bytes = self._limits.memory_bytes - self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
                 decision = decide(self._backlogs, self._free, limits, now_s)
-                self._metrics.scheduler.inc(self._clock() - now_s)
+                self._scheduler_seconds.inc(self._clock() - now_s)
                 if not isinstance(decision, Start):
                     return
                 self._start(decision, now_s)
@@ -214,8 +214,12 @@ class Batcher:
             return
         served.metrics.finished[outcome_label(outcome)].inc()
         if not isinstance(outcome, Exception):
-            for stage, time_ns in pending.stamps.stages_ns().items():
-                served.metrics.stages[stage].observe(time_ns * 1e-9)
+            stages, stamps = served.metrics.stages, pending.stamps
+            stages["tokenize"].observe(stamps.queued_s - stamps.received_s)
+            stages["queue"].observe(stamps.taken_s - stamps.queued_s)
+            stages["collate"].observe(stamps.collated_s - stamps.taken_s)
+            stages["compute"].observe(stamps.computed_s - stamps.collated_s)
+            stages["scatter"].observe(stamps.scattered_s - stamps.computed_s)
 
     def _count(self, served: Served, start: Start[ModelKey, Pending], ran: Ran) -> None:
         rows = len(ran.pendings)

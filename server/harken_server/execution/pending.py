@@ -26,20 +26,12 @@ class Stamps:
     computed_s: float = 0.0
     scattered_s: float = 0.0
 
-    def stages_ns(self) -> dict[str, int]:
-        """Nanoseconds in each stage. They sum exactly to `total_ns`."""
-        moments = [
-            round(moment_s * _NS)
-            for moment_s in (
-                self.received_s, self.queued_s, self.taken_s, self.collated_s, self.computed_s, self.scattered_s,
-            )
-        ]  # fmt: skip
-        names = ("tokenize", "queue", "collate", "compute", "scatter")
-        return {name: end - start for name, start, end in zip(names, moments, moments[1:], strict=False)}
-
-    def total_ns(self) -> int:
-        """Nanoseconds from the door to the answer."""
-        return round(self.scattered_s * _NS) - round(self.received_s * _NS)
+    def moments_ns(self) -> tuple[int, int, int, int, int, int]:
+        """All six in nanoseconds: from one to the next is tokenize, queue, collate, compute, scatter."""
+        return (
+            round(self.received_s * _NS), round(self.queued_s * _NS), round(self.taken_s * _NS),
+            round(self.collated_s * _NS), round(self.computed_s * _NS), round(self.scattered_s * _NS),
+        )  # fmt: skip
 
 
 @dataclass(eq=False, slots=True)

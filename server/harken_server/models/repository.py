@@ -33,11 +33,14 @@ class Repository:
 
     def __init__(self) -> None:
         self._models: Final[dict[str, dict[int, Model]]] = {}
+        self.max_length = 0
+        """The longest sequence that any model takes, in tokens."""
 
     def add(self, model: Model) -> None:
         """Serve this version from now on."""
         name, version = model.key
         self._models.setdefault(name, {})[version] = model
+        self.max_length = max(self.max_length, model.manifest.max_length)
 
     def find(self, name: str, version: int) -> Model:
         """The version that a request means: no name is the only model, version 0 is the highest.

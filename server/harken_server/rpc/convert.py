@@ -76,30 +76,27 @@ def input_of(message: encoder_pb2.Input, name: str, longest: int) -> Input:
             return NoContent(name)
 
 
-def result_of(outcome: Answer, call: Call) -> encoder_pb2.Result:
-    """An answer as a message. What failed has no timings: some of its stages never were."""
-    result = encoder_pb2.Result(tokens=outcome.tokens, truncated=outcome.truncated)
-    if isinstance(outcome.outcome, Refusal):
-        refused = answer(outcome.outcome, call.request_id)
+def set_result(result: encoder_pb2.Result, answered: Answer, call: Call) -> None:
+    """Write an answer into its message. What failed has no timings: some of its stages never were."""
+    result.tokens = answered.tokens
+    result.truncated = answered.truncated
+    if isinstance(answered.outcome, Refusal):
+        refused = answer(answered.outcome, call.request_id)
         log.error("input failed", reason=refused.reason, model=call.model, request_id=call.request_id)
         result.error.CopyFrom(refused.status)
-        return result
-    stages_ns = outcome.stamps.stages_ns()
-    result.timings.CopyFrom(
-        encoder_pb2.Timings(
-            tokenize_ns=stages_ns["tokenize"],
-            queue_ns=stages_ns["queue"],
-            collate_ns=stages_ns["collate"],
-            compute_ns=stages_ns["compute"],
-            scatter_ns=stages_ns["scatter"],
-            total_ns=outcome.stamps.total_ns(),
-        )
-    )
+        return
+    received, queued, taken, collated, computed, scattered = answered.stamps.moments_ns()
+    timings = result.timings
+    timings.tokenize_ns = queued - received
+    timings.queue_ns = taken - queued
+    timings.collate_ns = collated - taken
+    timings.compute_ns = computed - collated
+    timings.scatter_ns = scattered - computed
+    timings.total_ns = scattered - received
     embedding = result.embedding
     embedding.data_type = encoder_pb2.DATA_TYPE_FLOAT32
-    embedding.shape.extend(outcome.outcome.shape)
-    embedding.data = outcome.outcome.astype("<f4", copy=False).tobytes()
-    return result
+    embedding.shape.extend(answered.outcome.shape)
+    embedding.data = answered.outcome.astype("<f4", copy=False).tobytes()
 
 
 def info_of(model: Model, default_version: int) -> encoder_pb2.ModelInfo:

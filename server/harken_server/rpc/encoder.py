@@ -7,7 +7,7 @@ import grpc
 from harken.v1 import encoder_pb2
 
 from harken_server.rpc.calls import Call, Calls, Context, when_done
-from harken_server.rpc.convert import info_of, input_of, options_of, result_of
+from harken_server.rpc.convert import info_of, input_of, options_of, set_result
 from harken_server.rpc.stream import Stream, Streams
 from harken_server.rpc.wire import Repeated, parse
 from harken_server.service import Service
@@ -43,21 +43,23 @@ class Encoder:
             inputs = Repeated(encoder_pb2.EncodeRequest.INPUTS_FIELD_NUMBER, "inputs", self._service.limits.inputs)
             request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes, inputs)
             options = options_of(request, flow=call)
-            call.model = self._service.label(options.model, options.version)
+            model = self._service.find(options.model, options.version)
+            call.model = model.manifest.name
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]
             longest = self._service.max_length
             given = [input_of(message, name, longest) for message, name in zip(request.inputs, names, strict=True)]
             started_s = self._calls.clock()
-            answers = await self._service.encode(options, given, names, call.deadline, started_s)
+            answers = await self._service.encode(model, options, given, names, call.deadline, started_s)
             when_done(context, lambda: self._service.sent(answers.size_bytes))
             response = encoder_pb2.EncodeResponse(
-                model=answers.model.manifest.name,
+                model=call.model,
                 version=answers.model.manifest.version,
-                results=[result_of(answer, call) for answer in answers.answers],
                 total_ns=round((self._calls.clock() - call.received_s) * 1e9),
-            ).SerializeToString()
+            )
+            for answer in answers.answers:
+                set_result(response.results.add(), answer, call)
             self._calls.answered(call, call.received_s, answers)
-            return response
+            return response.SerializeToString()
 
         return await self._calls.answer("Encode", context, work)
 

@@ -20,7 +20,7 @@ from harken_server.errors import (
 )
 from harken_server.execution.engine import TOKENS
 from harken_server.rpc.calls import Call, Calls, Context
-from harken_server.rpc.convert import input_of, options_of, result_of
+from harken_server.rpc.convert import input_of, options_of, set_result
 from harken_server.rpc.status import Answer, answer, bug
 from harken_server.rpc.wire import parse, readable_text
 from harken_server.service import Service
@@ -143,8 +143,7 @@ class Stream:
         if message.WhichOneof("message") != "open":
             return False
         self._options = options_of(message.open, flow=self)
-        self._call.model = self._service.label(self._options.model, self._options.version)
-        self._service.find(self._options.model, self._options.version)
+        self._call.model = self._service.find(self._options.model, self._options.version).manifest.name
         return True
 
     def _most_unanswered(self) -> int:
@@ -163,10 +162,11 @@ class Stream:
             given = input_of(message.input, _INPUT, self._service.max_length)
             deadline = self._call.deadline.within(self._streams.max_request_s, received_s)
             started_s = self._calls.clock()
-            answers = await self._service.encode(self._options, [given], [_INPUT], deadline, started_s)
-            response.result.CopyFrom(result_of(answers.answers[0], self._call))
+            model = self._service.find(self._options.model, self._options.version)
+            self._call.model = model.manifest.name
+            answers = await self._service.encode(model, self._options, [given], [_INPUT], deadline, started_s)
+            set_result(response.result, answers.answers[0], self._call)
             self._answers.put_nowait((response.SerializeToString(), answers.size_bytes))
-            self._call.model = answers.model.manifest.name
             self._calls.answered(self._call, received_s, answers)
         except Refusal as refusal:
             refused = answer(refusal, self._call.request_id)

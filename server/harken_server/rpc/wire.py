@@ -20,6 +20,8 @@ _MOST_PROBLEMS: Final = 16
 _OTHER_FIELDS: Final = 64
 # How far over its limit a count is still told exactly.
 _COUNTED_TIMES: Final = 8
+# A tag and a length.
+_LEAST_ELEMENT_BYTES: Final = 2
 
 
 class Repeated(NamedTuple):
@@ -49,6 +51,8 @@ def _limit_elements(raw: bytes, number: int, name: str, limit: int) -> None:
 
     Looks at the bytes alone: each element costs a client two bytes, and the parser an object.
     """
+    if len(raw) <= _LEAST_ELEMENT_BYTES * limit:
+        return
     most = _COUNTED_TIMES * (limit + _OTHER_FIELDS)
     position = elements = fields = 0
     try:

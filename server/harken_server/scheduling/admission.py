@@ -1,8 +1,8 @@
 """The door: what may wait, and how long it would."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from harken_server.errors import BacklogFull, DeadlineUnreachable
 from harken_server.scheduling.backlog import Backlog
@@ -22,26 +22,33 @@ class Capacity:
     tokens: int
 
 
-def admit(backlogs: Iterable[Backlog[W]], lengths: list[int], capacity: Capacity, lanes: int, running_s: float) -> None:
-    """Let `lengths` in, all or none. Raises BacklogFull, which says when there will be room for as many.
+def admit(
+    backlogs: Collection[Backlog[W]],
+    sequences: int,
+    tokens: int,
+    capacity: Capacity,
+    lanes: int,
+    running_s: Callable[[], float],
+) -> None:
+    """Let a call of so many sequences and tokens in. Raises BacklogFull, which says when there will be room for it.
 
-    `running_s` is the predicted rest of what the lanes run now, in lane seconds.
+    `running_s()` is the predicted rest of what the lanes run now, in lane seconds.
     """
-    sequences, tokens, work_s = 0, 0, 0.0
-    for backlog in backlogs:
-        sequences += backlog.sequences
-        tokens += backlog.tokens
-        work_s += backlog.work_s
-    for waiting, asked, limit, unit in (
-        (sequences, len(lengths), capacity.sequences, "sequences"),
-        (tokens, sum(lengths), capacity.tokens, "tokens"),
-    ):
-        excess = waiting + asked - limit
-        if excess > 0:
-            # The share of the present work that must be done before the excess fits.
-            drained = min(excess / waiting, 1.0) if waiting else 1.0
-            retry_after_s = max((work_s * drained + running_s) / lanes, _LEAST_RETRY_S)
-            raise BacklogFull(waiting, asked, limit, unit, retry_after_s)  # type: ignore[arg-type]  # the tuple widens the literals
+    sequences_waiting = sum([backlog.sequences for backlog in backlogs])
+    tokens_waiting = sum([backlog.tokens for backlog in backlogs])
+    if sequences_waiting + sequences > capacity.sequences:
+        unit: Literal["sequences", "tokens"] = "sequences"
+        waiting, asked, limit = sequences_waiting, sequences, capacity.sequences
+    elif tokens_waiting + tokens > capacity.tokens:
+        unit = "tokens"
+        waiting, asked, limit = tokens_waiting, tokens, capacity.tokens
+    else:
+        return
+    # The share of the present work that must be done before the excess fits.
+    drained = min((waiting + asked - limit) / waiting, 1.0) if waiting else 1.0
+    work_s = sum(backlog.work_s for backlog in backlogs)
+    retry_after_s = max((work_s * drained + running_s()) / lanes, _LEAST_RETRY_S)
+    raise BacklogFull(waiting, asked, limit, unit, retry_after_s)
 
 
 def meet_deadline(

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from harken_server.telemetry.instruments import Counter, Histogram
 from harken_server.telemetry.memory import DeviceMemory, host_memory_bytes
 
 STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
@@ -95,7 +96,7 @@ class Metrics:
             registry=registry,
         )
         self.scheduler: Final = Counter(
-            "harken_scheduler_seconds", "Time spent on deciding who rides with whom.", registry=registry
+            "harken_scheduler_seconds", "Time spent on deciding who rides with whom.", (), registry=registry
         )
         self.engine_busy: Final = Counter(
             "harken_engine_busy_seconds", "Time that a lane spent on batches.", ("lane",), registry=registry

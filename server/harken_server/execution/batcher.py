@@ -17,6 +17,7 @@ from harken_server.execution.lanes import Clock, Lane, Ran, shrink
 from harken_server.execution.pending import Outcome, Pending, outcome_label
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits, Start, decide
 from harken_server.telemetry.metrics import Metrics, ModelMetrics
@@ -53,7 +54,7 @@ class Batcher:
         self._limits = Limits(sequences=0, padded_tokens=0, memory_bytes=0)
         self._models: Final[dict[ModelKey, Served]] = {}
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
-        self._free: Final[list[int]] = []
+        self._cores = Lanes(0)
         self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
         self._busy_seconds: Final[list[Counter]] = []
         self._shrinking: asyncio.TimerHandle | None = None
@@ -61,8 +62,8 @@ class Batcher:
     def open(self, lanes: Sequence[Lane], limits: Limits) -> None:
         """Begin to run batches, on these lanes and within these limits."""
         self._lanes, self._limits = lanes, limits
+        self._cores = Lanes(len(lanes))
         self._busy_seconds.extend(self._metrics.engine_busy.labels(str(lane.index)) for lane in lanes)
-        self._free.extend(lane.index for lane in lanes)
         self._pump()
         self._shrink_when_idle()  # of what the warm-up left behind
 
@@ -90,7 +91,7 @@ class Batcher:
 
     def predicted_wait_s(self) -> float:
         """Seconds until a sequence that came now, and last, would start."""
-        if self._free and not any(backlog.sequences for backlog in list(self._backlogs.values())):
+        if self._cores.free and not any(backlog.sequences for backlog in list(self._backlogs.values())):
             return 0.0
         return predicted_wait_s(list(self._backlogs.values()), len(self._lanes), self._running_s())
 
@@ -149,11 +150,11 @@ class Batcher:
 
     def _pump(self) -> None:
         try:
-            while self._free:
+            while self._cores.free:
                 now_s = self._clock()
                 left_bytes = self._limits.memory_bytes - self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
-                decision = decide(self._backlogs, self._free, limits, now_s)
+                decision = decide(self._backlogs, self._cores, limits, now_s)
                 self._metrics.scheduler.inc(self._clock() - now_s)
                 if not isinstance(decision, Start):
                     return
@@ -176,7 +177,7 @@ class Batcher:
         if self._shrinking is not None:
             self._shrinking.cancel()
             self._shrinking = None
-        self._free.remove(start.lane)
+        self._cores.start(start.lane)
         self._running[start.lane] = (start, now_s)
         self._lanes[start.lane].start(served.runner, start.batch, self._from_lane(start))
 
@@ -188,7 +189,7 @@ class Batcher:
 
     def _ran(self, start: Start[ModelKey, Pending], ran: Ran) -> None:
         del self._running[start.lane]
-        self._free.append(start.lane)
+        self._cores.done(start.lane)
         # The lane gets its next batch first, its last one's answers go out while that runs.
         self._pump()
         served = self._models[start.model]
@@ -230,7 +231,7 @@ class Batcher:
         self._busy_seconds[start.lane].inc(ran.busy_s)
         if ran.compute_s > 0.0:
             metrics.cost_error.observe(abs(start.predicted_s / ran.compute_s - 1.0))
-            served.backlog.cost.learn(rows, padded_length, ran.compute_s)
+            served.backlog.surface(start.wide).learn(rows, padded_length, ran.compute_s)
 
     def _running_s(self) -> float:
         now_s = self._clock()

@@ -131,8 +131,7 @@ class App:
         await self._server.stop(_SENDING_S)
         await stopping
         self._tokenizing.stop()
-        for lane in self._loader.lanes:
-            lane.stop()
+        self._loader.stop()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
         log.info("stopped")

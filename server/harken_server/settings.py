@@ -56,6 +56,11 @@ class Settings(BaseSettings):
         0, ge=0, le=1024,
         description="Batches that run at the same time. 0: one for each usable core on the CPU, one on a GPU.",
     )  # fmt: skip
+    wide_lane: bool = Field(
+        True,
+        description="On the CPU: one more lane, which runs a sequence on all cores while nothing else waits. It takes "
+        "the memory of the weights again; where it is not clearly faster it is dropped at the start.",
+    )
     max_batch_sequences: int = Field(64, ge=1, le=65536, description="Most sequences in a batch. 1 turns batching off.")
     max_batch_tokens: int = Field(
         0,

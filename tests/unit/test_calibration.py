@@ -43,7 +43,7 @@ class Machine:
 
 @pytest.fixture
 def lanes() -> Iterator[list[Lane]]:
-    lane = Lane(0, time.monotonic)
+    lane = Lane("0", time.monotonic)
     yield [lane]
     lane.stop()
 
@@ -119,10 +119,10 @@ def test_a_model_that_does_not_run_is_an_error(lanes: list[Lane]) -> None:
 
 def test_what_was_kept_is_found_under_the_same_fingerprint_only(tmp_path: Path) -> None:
     surfaces = Surfaces(tmp_path)
-    assert surfaces.find(FINGERPRINT, tmp_path) is None
+    assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) is None
     surfaces.keep(FINGERPRINT, true_seconds())
-    assert surfaces.find(FINGERPRINT, tmp_path) == true_seconds()
-    assert surfaces.find({**FINGERPRINT, "hardware": "another"}, tmp_path) is None
+    assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == true_seconds()
+    assert surfaces.find({**FINGERPRINT, "hardware": "another"}, tmp_path / BESIDE_BUNDLE) is None
 
 
 def test_a_surface_beside_the_bundle_is_taken_first_unless_it_is_from_elsewhere(tmp_path: Path) -> None:
@@ -132,11 +132,11 @@ def test_a_surface_beside_the_bundle_is_taken_first_unless_it_is_from_elsewhere(
     beside = json.loads(kept.read_text())
     beside["seconds"] = [[1, 1, 7.0]]
     (tmp_path / BESIDE_BUNDLE).write_text(json.dumps(beside))
-    assert surfaces.find(FINGERPRINT, tmp_path) == {(1, 1): 7.0}
+    assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == {(1, 1): 7.0}
     beside["fingerprint"]["hardware"] = "another"
     (tmp_path / BESIDE_BUNDLE).write_text(json.dumps(beside))
     with capture_logs() as logs:
-        assert surfaces.find(FINGERPRINT, tmp_path) == true_seconds()
+        assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == true_seconds()
     assert [line["differing"] for line in logs] == [["hardware"]]
 
 
@@ -152,7 +152,7 @@ def test_a_surface_beside_the_bundle_is_taken_first_unless_it_is_from_elsewhere(
 def test_a_damaged_surface_is_said_and_not_used(tmp_path: Path, content: str) -> None:
     (tmp_path / BESIDE_BUNDLE).write_text(content)
     with capture_logs() as logs:
-        assert Surfaces(tmp_path / "state").find(FINGERPRINT, tmp_path) is None
+        assert Surfaces(tmp_path / "state").find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) is None
     assert [line["event"] for line in logs] == ["the cost surface cannot be read, so it is measured"]
 
 

@@ -105,3 +105,14 @@ def test_both_runtime_wheels_at_once_are_refused(
             check_installation()
     else:
         check_installation()
+
+
+def test_one_thread_and_several_give_the_same_vectors(minilm: Engine, minilm_models: Path) -> None:
+    model = (minilm_models / "all-MiniLM-L6-v2" / "1" / "model.onnx").read_bytes()
+    wide = Engine(model, DeviceOptions("cpu", threads=2))
+    rng = np.random.default_rng(0)
+    for length in (1, 40, 512):
+        alone = collate([rng.integers(0, 30522, length)])
+        np.testing.assert_allclose(
+            wide.run(alone, (SENTENCE,))[SENTENCE], minilm.run(alone, (SENTENCE,))[SENTENCE], atol=1e-5, rtol=0
+        )

@@ -1,5 +1,6 @@
 """A batch on its lane: padding, bisection, and vectors that are not finite."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import count
 
@@ -115,15 +116,39 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
     clock = ticks().__next__
     metrics = Metrics()
     batcher = Batcher(Capacity(10, 100), metrics, clock, told.append)
-    lane = Lane(0, clock)
+    lane = Lane("0", clock)
 
     class Broken(CostSurface):
         def seconds(self, batch: int, padded_length: int) -> float:
             raise KeyError("a bug in the core")
 
     backlog: Backlog[Pending] = Backlog(Broken({(1, 1): 1.0}), MemoryModel(1, 1))
-    batcher.serve(("m", 1), Served(FakeRunner(), backlog, metrics.for_model("m")))
-    batcher.open([lane], Limits(8, 100, 1 << 30))
+    batcher.serve(("m", 1), Served(FakeRunner(), None, backlog, metrics.for_model("m")))
+    batcher.open([lane], None, Limits(8, 100, 1 << 30))
     batcher.submit(("m", 1), [pending(1)])
     assert [type(error) for error in told] == [KeyError]
     lane.stop()
+
+
+async def test_one_alone_runs_on_all_cores_and_two_run_side_by_side() -> None:
+    clock = ticks().__next__
+    metrics = Metrics()
+    batcher = Batcher(Capacity(10, 100), metrics, clock, lambda error: pytest.fail(repr(error)))
+    narrow, wide = FakeRunner(), FakeRunner()
+    memory = MemoryModel(1, 1)
+    backlog: Backlog[Pending] = Backlog(CostSurface({(1, 1): 8.0}), memory, CostSurface({(1, 1): 5.0}))
+    batcher.serve(("m", 1), Served(narrow, wide, backlog, metrics.for_model("m")))
+    lanes = [Lane(name, clock) for name in ("0", "1", "wide")]
+    batcher.open(lanes[:2], lanes[2], Limits(8, 100, 1 << 30))
+    for sequences in (1, 2):
+        settled: asyncio.Queue[Pending] = asyncio.Queue()
+        pendings = [pending(index) for index in range(sequences)]
+        for each in pendings:
+            each.on_settled = settled.put_nowait
+        batcher.submit(("m", 1), pendings)
+        for _ in pendings:
+            await settled.get()
+    assert wide.batches == [(1,)]
+    assert narrow.batches == [(1,), (1,)]
+    for lane in lanes:
+        lane.stop()

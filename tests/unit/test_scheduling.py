@@ -9,6 +9,7 @@ from harken_server.scheduling.admission import Capacity, admit, meet_deadline, p
 from harken_server.scheduling.backlog import BULK_AGE_S, Backlog
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
+from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits, Start, Wait, decide
 from harken_server.scheduling.waiting import Priority, Waiting
@@ -39,7 +40,7 @@ def waiting(length: int, arrived_s: float = 0.0, flow: object = None, bulk: bool
 
 
 def started(backlog: Backlog[Waiting], free_lanes: int = 1, limits: Limits = LIMITS, now_s: float = 0.0) -> list[int]:
-    decision = decide({"model": backlog}, range(free_lanes), limits, now_s)
+    decision = decide({"model": backlog}, Lanes(free_lanes), limits, now_s)
     assert isinstance(decision, Start)
     backlog.start(list(decision.batch))
     return [member.length for member in decision.batch]
@@ -54,9 +55,11 @@ def test_it_starts_at_once_with_whatever_waits() -> None:
 
 
 def test_nothing_waits_or_no_lane_is_free() -> None:
-    assert decide({"model": backlog_of()}, [0], LIMITS, 0.0) == Wait()
-    assert decide({"model": backlog_of(5)}, [], LIMITS, 0.0) == Wait()
-    assert decide({}, [0], LIMITS, 0.0) == Wait()
+    busy = Lanes(1)
+    busy.start(0)
+    assert decide({"model": backlog_of()}, Lanes(1), LIMITS, 0.0) == Wait()
+    assert decide({"model": backlog_of(5)}, busy, LIMITS, 0.0) == Wait()
+    assert decide({}, Lanes(1), LIMITS, 0.0) == Wait()
 
 
 def test_where_a_batch_costs_no_less_than_its_members_everyone_goes_alone() -> None:
@@ -80,7 +83,7 @@ def test_one_longer_than_the_token_limit_runs_alone() -> None:
 
 def test_a_leader_waits_for_the_memory_that_running_batches_hold() -> None:
     backlog = backlog_of(300, 5)
-    assert decide({"model": backlog}, [0], replace(LIMITS, memory_bytes=200), 0.0) == Wait()
+    assert decide({"model": backlog}, Lanes(1), replace(LIMITS, memory_bytes=200), 0.0) == Wait()
 
 
 def test_free_lanes_share_what_waits() -> None:
@@ -130,7 +133,7 @@ def test_across_models_the_one_who_waited_longest_leads() -> None:
     first, second = backlog_of(), backlog_of()
     first.add(waiting(10, arrived_s=5.0))
     second.add(waiting(20, arrived_s=4.0))
-    decision = decide({"first": first, "second": second}, [0], LIMITS, 6.0)
+    decision = decide({"first": first, "second": second}, Lanes(1), LIMITS, 6.0)
     assert isinstance(decision, Start)
     assert (decision.model, [member.length for member in decision.batch]) == ("second", [20])
 
@@ -258,6 +261,74 @@ def test_a_deadline_that_what_waits_makes_impossible_is_refused_with_a_time_to_r
     ],
 )
 def test_a_batch_says_why_it_is_no_larger(lengths: list[int], free_lanes: int, limits: Limits, why: str) -> None:
-    decision = decide({"model": backlog_of(*lengths, overhead_s=0.001)}, range(free_lanes), limits, 0.0)
+    decision = decide({"model": backlog_of(*lengths, overhead_s=0.001)}, Lanes(free_lanes), limits, 0.0)
     assert isinstance(decision, Start)
     assert decision.closed_by == why
+
+
+def wide_backlog(wide_ms: dict[int, float], *lengths: int) -> Backlog[Waiting]:
+    """One millisecond a token on a narrow lane, `wide_ms` by length on the wide one."""
+    narrow = CostSurface({(1, length): 0.001 * length for length in wide_ms})
+    wide = CostSurface({(1, length): 0.001 * ms for length, ms in wide_ms.items()})
+    backlog: Backlog[Waiting] = Backlog(narrow, MemoryModel(1, 0), wide)
+    for length in lengths:
+        backlog.add(waiting(length))
+    return backlog
+
+
+@pytest.mark.parametrize(
+    ("lengths", "lane"),
+    [([100], 2), ([10], 0), ([100, 100], 0)],
+    ids=["alone and sooner", "alone, but no sooner", "as many as there are lanes"],
+)
+def test_what_is_alone_goes_wide_where_that_is_sooner(lengths: list[int], lane: int) -> None:
+    decision = decide({"model": wide_backlog({10: 12.0, 100: 60.0}, *lengths)}, Lanes(2, wide=True), LIMITS, 0.0)
+    assert isinstance(decision, Start)
+    assert (decision.lane, decision.wide, len(decision.batch)) == (lane, lane == 2, 1)
+    assert decision.predicted_s == pytest.approx(0.060 if decision.wide else 0.001 * lengths[0])
+
+
+def test_nothing_goes_wide_beside_a_running_batch_nor_without_a_wide_lane_or_a_surface_of_it() -> None:
+    busy = Lanes(2, wide=True)
+    busy.start(0)
+    alone = {"model": wide_backlog({100: 60.0}, 100)}
+    for backlogs, lanes in ((alone, busy), (alone, Lanes(2)), ({"model": backlog_of(100)}, Lanes(2, wide=True))):
+        decision = decide(backlogs, lanes, LIMITS, 0.0)
+        assert isinstance(decision, Start)
+        assert not decision.wide
+
+
+def test_while_the_wide_lane_runs_nothing_starts() -> None:
+    lanes = Lanes(2, wide=True)
+    lanes.start(2)
+    assert decide({"model": wide_backlog({100: 60.0}, 100)}, lanes, LIMITS, 0.0) == Wait()
+
+
+def test_two_models_that_wait_share_the_narrow_lanes() -> None:
+    backlogs = {name: wide_backlog({100: 60.0}, 100) for name in ("first", "second")}
+    decision = decide(backlogs, Lanes(2, wide=True), LIMITS, 0.0)
+    assert isinstance(decision, Start)
+    assert not decision.wide
+
+
+@given(st.integers(1, 4), st.booleans(), st.lists(st.integers(-1, 5), max_size=30))
+def test_lanes_never_take_more_cores_than_there_are(narrow: int, wide: bool, moves: list[int]) -> None:
+    """A lane that runs is done with, another one is started; what may not be is refused and changes nothing."""
+    lanes = Lanes(narrow, wide)
+    running: set[int] = set()
+    for lane in moves:
+        if lane in running:
+            lanes.done(lane)
+            running.remove(lane)
+            continue
+        with pytest.raises(ValueError, match="runs nothing"):
+            lanes.done(lane)
+        exists = 0 <= lane < narrow or (wide and lane == narrow)
+        if exists and (not running or (lane < narrow and narrow not in running)):
+            lanes.start(lane)
+            running.add(lane)
+        else:
+            with pytest.raises(ValueError, match="not free"):
+                lanes.start(lane)
+        assert sorted(lanes.free) == ([] if narrow in running else sorted(set(range(narrow)) - running))
+        assert lanes.all_free == (not running)

@@ -15,6 +15,7 @@ from harken_server.execution.lanes import Clock, Lane, Ran, shrink
 from harken_server.execution.pending import Outcome, Pending, outcome_label
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits, Start, decide
 from harken_server.telemetry.instruments import Count
@@ -32,6 +33,9 @@ class Served:
     """A model that the batcher runs."""
 
     runner: Runner
+    """What the narrow lanes run."""
+    wide_runner: Runner | None
+    """What the wide lane runs; None where it does not pay, or there is none."""
     backlog: Backlog[Pending]
     metrics: ModelMetrics
 
@@ -53,16 +57,17 @@ class Batcher:
         self._limits = Limits(sequences=0, padded_tokens=0, memory_bytes=0)
         self._models: Final[dict[ModelKey, Served]] = {}
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
-        self._free: Final[list[int]] = []
+        self._cores = Lanes(0)
         self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
         self._busy_seconds: Final[list[Count]] = []
         self._shrinking: asyncio.TimerHandle | None = None
 
-    def open(self, lanes: Sequence[Lane], limits: Limits) -> None:
-        """Begin to run batches, on these lanes and within these limits."""
-        self._lanes, self._limits = lanes, limits
-        self._busy_seconds.extend(self._metrics.engine_busy.labels(str(lane.index)) for lane in lanes)
-        self._free.extend(lane.index for lane in lanes)
+    def open(self, lanes: Sequence[Lane], wide_lane: Lane | None, limits: Limits) -> None:
+        """Begin to run batches within `limits`, on `lanes` or on the wide one, which has all their cores."""
+        self._cores = Lanes(len(lanes), wide=wide_lane is not None)
+        self._lanes = [*lanes, wide_lane] if wide_lane else lanes
+        self._limits = limits
+        self._busy_seconds.extend(self._metrics.engine_busy.labels(lane.name) for lane in self._lanes)
         self._pump()
         self._shrink_when_idle()  # of what the warm-up left behind
 
@@ -90,9 +95,9 @@ class Batcher:
 
     def predicted_wait_s(self) -> float:
         """Seconds until a sequence that came now, and last, would start."""
-        if self._free and not any(backlog.sequences for backlog in list(self._backlogs.values())):
+        if self._cores.free and not any(backlog.sequences for backlog in list(self._backlogs.values())):
             return 0.0
-        return predicted_wait_s(list(self._backlogs.values()), len(self._lanes), self._running_s())
+        return predicted_wait_s(list(self._backlogs.values()), self._cores.narrow, self._running_s())
 
     def check_room(self, key: ModelKey, sequences: int) -> None:
         """The cheap door, before anything is tokenised. Raises BacklogFull if so many cannot wait now."""
@@ -106,7 +111,7 @@ class Batcher:
             raise
 
     def _admit(self, sequences: int, tokens: int) -> None:
-        admit(self._backlogs.values(), sequences, tokens, self._capacity, len(self._lanes), self._running_s)
+        admit(self._backlogs.values(), sequences, tokens, self._capacity, self._cores.narrow, self._running_s)
 
     def submit(self, key: ModelKey, pendings: Sequence[Pending]) -> None:
         """Accept one call's sequences, all or none; each is settled exactly once from here on.
@@ -131,11 +136,11 @@ class Batcher:
         self._pump()
 
     def _check_deadline(self, backlog: Backlog[Pending], lengths: list[int], first: Pending) -> None:
-        if len(self._running) < len(self._lanes) and not backlog.sequences:
+        if self._cores.free and not backlog.sequences:
             # It starts at once. Were it refused, a prediction gone wrong would never be corrected.
             return
         meet_deadline(
-            backlog, lengths, first.priority, first.deadline, self._clock(), len(self._lanes), self._running_s()
+            backlog, lengths, first.priority, first.deadline, self._clock(), self._cores.narrow, self._running_s()
         )
 
     def withdraw(self, key: ModelKey, pendings: Sequence[Pending], outcome: Outcome) -> None:
@@ -149,11 +154,11 @@ class Batcher:
 
     def _pump(self) -> None:
         try:
-            while self._free:
+            while self._cores.free:
                 now_s = self._clock()
                 left_bytes = self._limits.memory_bytes - self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
-                decision = decide(self._backlogs, self._free, limits, now_s)
+                decision = decide(self._backlogs, self._cores, limits, now_s)
                 self._scheduler_seconds.inc(self._clock() - now_s)
                 if not isinstance(decision, Start):
                     return
@@ -176,9 +181,11 @@ class Batcher:
         if self._shrinking is not None:
             self._shrinking.cancel()
             self._shrinking = None
-        self._free.remove(start.lane)
+        self._cores.start(start.lane)
         self._running[start.lane] = (start, now_s)
-        self._lanes[start.lane].start(served.runner, start.batch, self._from_lane(start))
+        runner = served.wide_runner if start.wide else served.runner
+        assert runner is not None, "the wide lane needs a cost surface, and that comes with a runner"
+        self._lanes[start.lane].start(runner, start.batch, self._from_lane(start))
 
     def _from_lane(self, start: Start[ModelKey, Pending]) -> Callable[[Ran], None]:
         def on_ran(ran: Ran) -> None:
@@ -188,7 +195,7 @@ class Batcher:
 
     def _ran(self, start: Start[ModelKey, Pending], ran: Ran) -> None:
         del self._running[start.lane]
-        self._free.append(start.lane)
+        self._cores.done(start.lane)
         # The lane gets its next batch first, its last one's answers go out while that runs.
         self._pump()
         served = self._models[start.model]
@@ -208,6 +215,8 @@ class Batcher:
         self._shrinking = None
         for served in self._models.values():
             self._lanes[0].call(partial(shrink, served.runner))
+            if served.wide_runner is not None:
+                self._lanes[-1].call(partial(shrink, served.wide_runner))
 
     def _settle(self, served: Served, pending: Pending, outcome: Outcome) -> None:
         if not pending.settle(outcome):
@@ -234,8 +243,13 @@ class Batcher:
         self._busy_seconds[start.lane].inc(ran.busy_s)
         if ran.compute_s > 0.0:
             metrics.cost_error.observe(abs(start.predicted_s / ran.compute_s - 1.0))
-            served.backlog.cost.learn(rows, padded_length, ran.compute_s)
+            served.backlog.surface(start.wide).learn(rows, padded_length, ran.compute_s)
 
     def _running_s(self) -> float:
+        """The predicted rest of what runs, in seconds of narrow lanes."""
         now_s = self._clock()
-        return sum(max(start.predicted_s - (now_s - since_s), 0.0) for start, since_s in list(self._running.values()))
+        rest_s = 0.0
+        for start, since_s in list(self._running.values()):
+            cores = self._cores.narrow if start.wide else 1
+            rest_s += max(start.predicted_s - (now_s - since_s), 0.0) * cores
+        return rest_s

@@ -34,11 +34,11 @@ class Ran:
 class Lane:
     """Owns its thread. `start` only while it is free; the batch comes back through `on_ran`, on the lane's thread."""
 
-    def __init__(self, index: int, clock: Clock) -> None:
-        self.index: Final = index
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name: Final = name
         self._clock: Final = clock
         self._work: Final[SimpleQueue[Callable[[], None] | None]] = SimpleQueue()
-        self._thread: Final = Thread(target=self._loop, name=f"lane-{index}", daemon=True)
+        self._thread: Final = Thread(target=self._loop, name=f"lane-{name}", daemon=True)
         self._thread.start()
 
     def start(self, runner: Runner, pendings: Sequence[Pending], on_ran: Callable[[Ran], None]) -> None:

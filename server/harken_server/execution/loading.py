@@ -1,6 +1,7 @@
 """From the folders of bundles to models that are served: check, load, warm up, measure."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,7 @@ from harken_server.execution.engine import (
 )
 from harken_server.execution.lanes import Clock, Lane
 from harken_server.execution.pending import Pending
-from harken_server.execution.surfaces import Fingerprint, Surfaces
+from harken_server.execution.surfaces import BESIDE_BUNDLE, WIDE_BESIDE_BUNDLE, Fingerprint, Surfaces
 from harken_server.models.bundle import Bundle, BundleError, read_bundle
 from harken_server.models.repository import Model, Repository, find_bundles
 from harken_server.models.tokenizer import Tokenizer
@@ -38,6 +39,8 @@ from harken_server.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 _BATCH_TOKENS: Final[dict[Device, int]] = {"cpu": 1024, "cuda": 32768}
+# Of its time on one core: what all cores must take at most, at some length, for the second copy of the weights.
+_CLEARLY: Final = 0.9
 # Of activations: int8 keeps them in float32 between its products.
 _BYTES_PER_VALUE: Final = {"fp32": 4, "fp16": 2, "int8": 4}
 
@@ -55,6 +58,7 @@ class Loader:
         self._clock: Final = clock
         self._surfaces: Final = Surfaces(settings.state_dir)
         self.lanes: list[Lane] = []
+        self.wide_lane: Lane | None = None
 
     async def load(self) -> None:
         """Load, warm up and serve. Raises BundleError or DeviceUnavailable, one line each."""
@@ -73,30 +77,38 @@ class Loader:
             wanted = device  # all models run where the first one does
             if not self.lanes:
                 count = settings.lanes or (cores.amount if device == "cpu" else 1)
-                self.lanes = [Lane(index, self._clock) for index in range(count)]
+                self.lanes = [Lane(str(index), self._clock) for index in range(count)]
+                if device == "cpu" and count > 1 and settings.wide_lane:
+                    self.wide_lane = Lane("wide", self._clock)
                 device_memory = _device_memory(settings) if device == "cuda" else None
-                log.info("device", device=device, lanes=count)
-            await self._serve(bundle, folder, engine, device, device_memory)
+                log.info("device", device=device, lanes=count, wide_lane=self.wide_lane is not None)
+            await self._serve(bundle, engine, device, device_memory)
         budget_bytes = settings.memory_budget_bytes or usable_memory_bytes(cgroups).amount // 2
         self._metrics.watch_memory(budget_bytes, self._batcher.predicted_batch_bytes, device_memory)
-        self._batcher.open(self.lanes, Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes))
+        limits = Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes)
+        self._batcher.open(self.lanes, self.wide_lane, limits)
 
-    async def _serve(
-        self, bundle: Bundle, folder: Path, engine: Engine, device: Device, device_memory: DeviceMemory | None
-    ) -> None:
+    def stop(self) -> None:
+        """End the lanes."""
+        for lane in [*self.lanes, *([self.wide_lane] if self.wide_lane else [])]:
+            lane.stop()
+
+    async def _serve(self, bundle: Bundle, engine: Engine, device: Device, device_memory: DeviceMemory | None) -> None:
         manifest = bundle.manifest
         started_s = self._clock()
         tokenizer = None
         if bundle.tokenizer is not None:
             tokenizer = Tokenizer(bundle.tokenizer, manifest.max_length, manifest.vocab_size)
         hardware = device_memory.name if device_memory else processor_name()
-        calibrated = await asyncio.to_thread(self._calibrate, bundle, folder, engine, device, hardware)
+        calibrated = await asyncio.to_thread(self._calibrate, bundle, engine, device, hardware)
+        cost = CostSurface(calibrated.seconds, calibrated.scale)
+        wide_engine, wide_cost = await asyncio.to_thread(self._try_wide, bundle, cost, hardware)
         memory = MemoryModel.of_encoder(
             manifest.hidden_size, manifest.intermediate_size, manifest.heads, _BYTES_PER_VALUE[manifest.precision]
         )
-        backlog: Backlog[Pending] = Backlog(CostSurface(calibrated.seconds, calibrated.scale), memory)
+        backlog: Backlog[Pending] = Backlog(cost, memory, wide_cost)
         model = Model(manifest, bundle.sha256, tokenizer, device)
-        self._batcher.serve(model.key, Served(engine, backlog, self._metrics.for_model(manifest.name)))
+        self._batcher.serve(model.key, Served(engine, wide_engine, backlog, self._metrics.for_model(manifest.name)))
         self._repository.add(model)
         self._metrics.model_info.labels(
             manifest.name, str(manifest.version), manifest.precision, device, bundle.sha256[:12]
@@ -106,13 +118,38 @@ class Loader:
             model=f"{manifest.name}/{manifest.version}",
             shapes=len(calibrated.seconds),
             costs="known" if calibrated.known else "measured",
+            wide=wide_engine is not None,
             warmup_s=round(self._clock() - started_s, 3),
         )
 
-    def _calibrate(self, bundle: Bundle, folder: Path, engine: Engine, device: Device, hardware: str) -> Calibrated:
-        settings, manifest = self._settings, bundle.manifest
-        grid = Grid(manifest.max_length, settings.max_batch_sequences, self._batch_tokens(device))
-        fingerprint: Fingerprint = {
+    def _calibrate(self, bundle: Bundle, engine: Engine, device: Device, hardware: str) -> Calibrated:
+        manifest = bundle.manifest
+        grid = Grid(manifest.max_length, self._settings.max_batch_sequences, self._batch_tokens(device))
+        try:
+            _check_shape(bundle, engine)
+            fingerprint = self._fingerprint(bundle, grid, hardware, device)
+            return self._surface(engine, self.lanes, grid, fingerprint, bundle.folder / BESIDE_BUNDLE)
+        except EngineError as error:
+            raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error
+
+    def _try_wide(self, bundle: Bundle, cost: CostSurface, hardware: str) -> tuple[Engine | None, CostSurface | None]:
+        """The same model on all cores, if it is clearly faster for one sequence of some length."""
+        if self.wide_lane is None:
+            return None, None
+        manifest = bundle.manifest
+        engine = _engine(bundle, DeviceOptions("cpu", threads=len(self.lanes)))
+        grid = Grid(manifest.max_length, most_sequences=1, most_tokens=0)
+        fingerprint = self._fingerprint(bundle, grid, hardware, "cpu, wide")
+        calibrated = self._surface(engine, [self.wide_lane], grid, fingerprint, bundle.folder / WIDE_BESIDE_BUNDLE)
+        wide_cost = CostSurface(calibrated.seconds, calibrated.scale)
+        lengths = [length for _, length in calibrated.seconds]
+        if all(wide_cost.seconds(1, length) > _CLEARLY * cost.seconds(1, length) for length in lengths):
+            log.info("one sequence is no faster on all cores", model=manifest.name)
+            return None, None
+        return engine, wide_cost
+
+    def _fingerprint(self, bundle: Bundle, grid: Grid, hardware: str, device: str) -> Fingerprint:
+        return {
             "hardware": hardware,
             "device": device,
             "lanes": str(len(self.lanes)),
@@ -120,16 +157,17 @@ class Loader:
             "bundle": bundle.sha256,
             "grid": f"{grid.max_length}, {grid.most_sequences}, {grid.most_tokens}",
         }
-        known = self._surfaces.find(fingerprint, folder)
-        try:
-            _check_shape(bundle, engine)
-            calibrated = calibrate(engine, self.lanes, grid, known, settings.warmup_s, self._clock)
-        except EngineError as error:
-            raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error
+
+    def _surface(
+        self, engine: Engine, lanes: Sequence[Lane], grid: Grid, fingerprint: Fingerprint, beside: Path
+    ) -> Calibrated:
+        """What batches cost here: known, or measured and kept. Raises EngineError if the model does not run."""
+        known = self._surfaces.find(fingerprint, beside)
+        calibrated = calibrate(engine, lanes, grid, known, self._settings.warmup_s, self._clock)
         if calibrated.noisy:
-            log.warning("the measured costs make no sense, so they are smoothed", model=manifest.name)
+            log.warning("the measured costs make no sense, so they are smoothed", device=fingerprint["device"])
         if known is not None and not calibrated.known:
-            log.info("the known costs no longer hold, so they were measured", model=manifest.name)
+            log.info("the known costs no longer hold, so they were measured", device=fingerprint["device"])
         if not calibrated.known:
             self._surfaces.keep(fingerprint, calibrated.seconds)
         return calibrated

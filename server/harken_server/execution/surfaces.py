@@ -18,6 +18,7 @@ log = structlog.get_logger()
 Fingerprint = Mapping[str, str]
 
 BESIDE_BUNDLE: Final = "surface.json"
+WIDE_BESIDE_BUNDLE: Final = "surface-wide.json"
 
 _LIMIT_BYTES: Final = 1 << 20
 
@@ -32,9 +33,9 @@ class Surfaces:
     def __init__(self, folder: Path) -> None:
         self._folder: Final = folder.expanduser() / "surfaces"
 
-    def find(self, fingerprint: Fingerprint, bundle: Path) -> Seconds | None:
-        """The surface beside the bundle, or else the kept one, if it was measured under this very fingerprint."""
-        for path in (bundle / BESIDE_BUNDLE, self._path(fingerprint)):
+    def find(self, fingerprint: Fingerprint, beside: Path) -> Seconds | None:
+        """The surface `beside` the bundle, or else the kept one, if it was measured under this very fingerprint."""
+        for path in (beside, self._path(fingerprint)):
             try:
                 if not path.exists():
                     continue

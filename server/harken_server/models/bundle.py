@@ -33,6 +33,7 @@ class BundleError(Exception):
 class Bundle:
     """A checked bundle. `model` and `tokenizer` are the very bytes that were hashed."""
 
+    folder: Path
     manifest: bundle_pb2.Bundle
     sha256: str
     """Of the manifest, in hex; it covers every other file by its hash."""
@@ -55,6 +56,7 @@ def read_bundle(folder: Path) -> Bundle:
     _check_manifest(folder, manifest)
     contents = {file.name: _read_hashed(folder, file) for file in manifest.files}
     return Bundle(
+        folder=folder,
         manifest=manifest,
         sha256=hashlib.sha256(raw).hexdigest(),
         model=contents[MODEL],

@@ -1,21 +1,20 @@
 """The one simulator: arrivals, lanes and a clock that jumps, around the very `decide` that the server runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from harken_server.scheduling.backlog import Backlog
-from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
-from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.policy import Limits, Start, Wait, decide
 from harken_server.scheduling.waiting import Priority, Waiting
 
 Outcome = Literal["answered", "expired", "cancelled"]
 Decision = Start[str, "Simulated"] | Wait
-Policy = Callable[[Mapping[str, Backlog["Simulated"]], Sequence[int], Limits, float], Decision]
+Policy = Callable[[Mapping[str, Backlog["Simulated"]], Lanes, Limits, float], Decision]
 
 _MODEL: Final = "simulated"
 _NEVER_S: Final = float("inf")
@@ -47,26 +46,54 @@ class Simulated(Waiting):
     ended_s: float | None = None
 
 
+class Record(Protocol):
+    """What a simulation is told of, in the order in which it happens."""
+
+    def arrived(self, sequence: Simulated) -> None:
+        """It waits from now on."""
+
+    def started(self, start: Start[str, Simulated], running_bytes: int) -> None:
+        """A batch started; `running_bytes` is the predicted memory of all that run now."""
+
+    def ended(self, sequence: Simulated) -> None:
+        """Its last outcome is new."""
+
+
 @dataclass
 class Simulation:
-    """What happened."""
+    """The record that keeps everything."""
 
     sequences: list[Simulated] = field(default_factory=list)
+    """In the order of arrival."""
     batches: list[Start[str, Simulated]] = field(default_factory=list)
     ended_s: float = 0.0
     peak_bytes: int = 0
     """Most predicted memory of batches that ran at the same time."""
 
+    def arrived(self, sequence: Simulated) -> None:
+        """Keep it."""
+        self.sequences.append(sequence)
+
+    def started(self, start: Start[str, Simulated], running_bytes: int) -> None:
+        """Keep it."""
+        self.batches.append(start)
+        self.peak_bytes = max(self.peak_bytes, running_bytes)
+
+    def ended(self, sequence: Simulated) -> None:
+        """The run lasted at least until now."""
+        assert sequence.ended_s is not None
+        self.ended_s = sequence.ended_s
+
     def answered_per_s(self) -> float:
         """Throughput over the whole run."""
         return sum(sequence.outcomes == ["answered"] for sequence in self.sequences) / self.ended_s
 
-    def latencies_s(self) -> list[float]:
-        """Of everyone answered, sorted."""
+    def latencies_s(self, lengths: range = range(1 << 30)) -> list[float]:
+        """Of everyone answered whose length lies in `lengths`, sorted."""
         return sorted(
             sequence.ended_s - sequence.arrived_s
             for sequence in self.sequences
-            if sequence.ended_s is not None and sequence.outcomes == ["answered"]
+            if sequence.ended_s is not None and sequence.outcomes == ["answered"] and sequence.length in lengths
         )
 
     def padding_share(self) -> float:
@@ -82,57 +109,69 @@ class Simulation:
 
 def simulate(
     arrivals: Iterable[Arrival],
-    cost: CostSurface,
-    memory: MemoryModel,
+    backlog: Backlog[Simulated],
     limits: Limits,
-    lanes: int,
+    lanes: Lanes,
     *,
+    record: Record,
     policy: Policy = decide,
-    took_s: Callable[[int, int], float] | None = None,
+    took_s: Callable[[Start[str, Simulated]], float] | None = None,
     follow: Callable[[float], Arrival | None] = lambda _: None,
-) -> Simulation:
-    """Run until nothing is left.
+) -> None:
+    """Run until nothing is left. `arrivals` come in the order of time, and are asked for one by one.
 
-    `took_s(batch, padded_length)` is what a batch really takes; by default what `cost` predicts. `follow(now_s)` is
-    asked for a further arrival whenever a sequence ends: a closed loop.
+    `took_s(start)` is what a batch really takes, which the backlog's cost surface learns from; without it, every batch
+    takes what was predicted. `follow(now_s)` is asked for a further arrival whenever a sequence ends: a closed loop.
     """
-    world = _World(cost, memory, limits, lanes, policy, took_s or cost.seconds, follow)
-    for arrival in arrivals:
-        world.arrive(arrival)
-    world.run()
-    return world.result
+    _World(iter(arrivals), backlog, limits, lanes, record, policy, took_s, follow).run()
 
 
 class _World:
     def __init__(
         self,
-        cost: CostSurface,
-        memory: MemoryModel,
+        arrivals: Iterator[Arrival],
+        backlog: Backlog[Simulated],
         limits: Limits,
-        lanes: int,
+        lanes: Lanes,
+        record: Record,
         policy: Policy,
-        took_s: Callable[[int, int], float],
+        took_s: Callable[[Start[str, Simulated]], float] | None,
         follow: Callable[[float], Arrival | None],
     ) -> None:
-        self._backlog: Final[Backlog[Simulated]] = Backlog(cost, memory)
+        self._arrivals: Final = arrivals
+        self._backlog: Final = backlog
         self._limits: Final = limits
+        self._lanes: Final = lanes
+        self._record: Final = record
         self._policy: Final = policy
         self._took_s: Final = took_s
         self._follow: Final = follow
-        self._free: Final = list(range(lanes))
         self._running: Final[dict[int, Start[str, Simulated]]] = {}
+        self._running_bytes = 0
         self._events: Final[list[tuple[float, int, Callable[[float], None]]]] = []
         self._order: Final = count()
-        self.result: Final = Simulation()
 
     def run(self) -> None:
+        self._next_arrival(0.0)
         while self._events:
             now_s, _, happen = heappop(self._events)
             happen(now_s)
             self._pump(now_s)
-            self.result.ended_s = now_s
 
-    def arrive(self, arrival: Arrival) -> None:
+    def _next_arrival(self, not_before_s: float) -> None:
+        arrival = next(self._arrivals, None)
+        if arrival is None:
+            return
+        if arrival.at_s < not_before_s:
+            raise ValueError("arrivals must come in the order of time")
+
+        def happen(now_s: float) -> None:
+            self._next_arrival(now_s)
+            self._arrive(arrival)
+
+        self._at(arrival.at_s, happen)
+
+    def _arrive(self, arrival: Arrival) -> None:
         sequence = Simulated(
             length=arrival.length,
             deadline=Deadline(arrival.at_s + arrival.deadline_s),
@@ -141,8 +180,8 @@ class _World:
             arrived_s=arrival.at_s,
             arrival=arrival,
         )
-        self.result.sequences.append(sequence)
-        self._at(arrival.at_s, lambda _: self._backlog.add(sequence))
+        self._record.arrived(sequence)
+        self._backlog.add(sequence)
         if arrival.cancel_s < _NEVER_S:
             self._at(arrival.at_s + arrival.cancel_s, lambda now_s: self._cancel(sequence, now_s))
 
@@ -155,9 +194,8 @@ class _World:
 
     def _pump(self, now_s: float) -> None:
         while True:
-            held_bytes = sum(start.predicted_bytes for start in self._running.values())
-            limits = replace(self._limits, memory_bytes=self._limits.memory_bytes - held_bytes)
-            start = self._policy({_MODEL: self._backlog}, self._free, limits, now_s)
+            limits = replace(self._limits, memory_bytes=self._limits.memory_bytes - self._running_bytes)
+            start = self._policy({_MODEL: self._backlog}, self._lanes, limits, now_s)
             if not isinstance(start, Start):
                 return
             expired = [sequence for sequence in start.batch if sequence.deadline.passed(now_s)]
@@ -169,25 +207,29 @@ class _World:
 
     def _start(self, start: Start[str, Simulated], now_s: float) -> None:
         self._backlog.start(list(start.batch))
+        self._lanes.start(start.lane)
         for sequence in start.batch:
             sequence.started_s = now_s
-        self._free.remove(start.lane)
         self._running[start.lane] = start
-        self.result.batches.append(start)
-        held_bytes = sum(running.predicted_bytes for running in self._running.values())
-        self.result.peak_bytes = max(self.result.peak_bytes, held_bytes)
-        padded_length = max(sequence.length for sequence in start.batch)
-        self._at(now_s + self._took_s(len(start.batch), padded_length), lambda now_s: self._ran(start, now_s))
+        self._running_bytes += start.predicted_bytes
+        self._record.started(start, self._running_bytes)
+        took_s = self._took_s(start) if self._took_s else start.predicted_s
+        self._at(now_s + took_s, lambda now_s: self._ran(start, took_s, now_s))
 
-    def _ran(self, start: Start[str, Simulated], now_s: float) -> None:
+    def _ran(self, start: Start[str, Simulated], took_s: float, now_s: float) -> None:
         del self._running[start.lane]
-        self._free.append(start.lane)
+        self._running_bytes -= start.predicted_bytes
+        self._lanes.done(start.lane)
+        if self._took_s:
+            longest = max(sequence.length for sequence in start.batch)
+            self._backlog.surface(start.wide).learn(len(start.batch), longest, took_s)
         for sequence in start.batch:
             self._end(sequence, "answered", now_s)
 
     def _end(self, sequence: Simulated, outcome: Outcome, now_s: float) -> None:
         sequence.outcomes.append(outcome)
         sequence.ended_s = now_s
+        self._record.ended(sequence)
         following = self._follow(now_s)
         if following is not None:
-            self.arrive(following)
+            self._at(following.at_s, lambda _: self._arrive(following))

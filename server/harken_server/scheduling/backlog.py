@@ -32,8 +32,10 @@ class _Flow:
 class Backlog(Generic[W]):
     """The sequences that wait for one model. Every operation is O(log n) or better."""
 
-    def __init__(self, cost: CostSurface, memory: MemoryModel) -> None:
+    def __init__(self, cost: CostSurface, memory: MemoryModel, wide_cost: CostSurface | None = None) -> None:
+        """`cost` is that of a narrow lane, `wide_cost` that of the wide one; None: this model never goes wide."""
         self.cost: Final = cost
+        self.wide_cost: Final = wide_cost
         self.memory: Final = memory
         self._turns: Final[dict[Priority, list[tuple[float, int, W]]]] = {p: [] for p in Priority}
         # Of each length, in the order of turns.
@@ -63,6 +65,14 @@ class Backlog(Generic[W]):
     def work_s(self) -> float:
         """Predicted lane seconds to compute all of them."""
         return sum(self._work_s.values()) * self.cost.scale
+
+    def surface(self, wide: bool) -> CostSurface:
+        """What batches cost on the wide lane, or on a narrow one. Raises ValueError if this model never goes wide."""
+        if not wide:
+            return self.cost
+        if self.wide_cost is None:
+            raise ValueError("no cost surface of the wide lane")
+        return self.wide_cost
 
     def ahead_s(self, sequences: int, priority: Priority) -> float:
         """Predicted lane seconds of what is served before the last of `sequences` of a new flow.

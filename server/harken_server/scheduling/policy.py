@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeVar
 
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.waiting import Waiting
 
 W = TypeVar("W", bound=Waiting)
@@ -37,6 +38,8 @@ class Start(Generic[M, W]):
     """Start this batch on this lane, now."""
 
     lane: int
+    wide: bool
+    """Whether that is the wide lane, so that the cost is that of the backlog's wide surface."""
     model: M
     batch: Sequence[W]
     predicted_s: float
@@ -49,11 +52,10 @@ class Wait:
     """Nothing can start before something arrives, or a lane is done."""
 
 
-def decide(
-    backlogs: Mapping[M, Backlog[W]], free_lanes: Sequence[int], limits: Limits, now_s: float
-) -> Start[M, W] | Wait:
+def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s: float) -> Start[M, W] | Wait:
     """The next batch to start. Changes nothing: the caller takes the batch out with `Backlog.start`."""
-    if not free_lanes:
+    free = lanes.free
+    if not free:
         return Wait()
     leaders = [(leader, model) for model, backlog in backlogs.items() if (leader := backlog.leader(now_s))]
     if not leaders:
@@ -64,15 +66,17 @@ def decide(
     if backlog.memory.batch_bytes(1, leader.length) > limits.memory_bytes:
         # The memory that running batches hold comes back; a leader is never overtaken for its size.
         return Wait()
+    wide = len(leaders) == 1 and _goes_wide(backlog, leader, lanes)
     # A batch that empties the backlog beside an idle lane would make its members wait for one another.
-    share = -(-backlog.sequences // len(free_lanes))
+    share = 1 if wide else -(-backlog.sequences // len(free))
     batch, closed_by = companions(backlog, leader, limits, share)
     padded_length = max(waiting.length for waiting in batch)
     return Start(
-        lane=free_lanes[0],
+        lane=lanes.narrow if wide else free[0],
+        wide=wide,
         model=model,
         batch=batch,
-        predicted_s=backlog.cost.seconds(len(batch), padded_length),
+        predicted_s=backlog.surface(wide).seconds(len(batch), padded_length),
         predicted_bytes=backlog.memory.batch_bytes(len(batch), padded_length),
         closed_by=closed_by,
     )
@@ -122,4 +126,15 @@ def _fits(backlog: Backlog[W], batch: int, padded_length: int, limits: Limits) -
     return (
         batch * padded_length <= limits.padded_tokens
         and backlog.memory.batch_bytes(batch, padded_length) <= limits.memory_bytes
+    )
+
+
+def _goes_wide(backlog: Backlog[W], leader: W, lanes: Lanes) -> bool:
+    """Whether so little waits that narrow lanes would idle, and the leader is done sooner on all cores."""
+    return (
+        lanes.wide is not None
+        and backlog.wide_cost is not None
+        and lanes.all_free
+        and backlog.sequences < lanes.narrow
+        and backlog.wide_cost.seconds(1, leader.length) < backlog.cost.seconds(1, leader.length)
     )

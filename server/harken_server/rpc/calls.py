@@ -27,8 +27,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(eq=False)
 class Call:
-    """One call, as it is accounted for. Its identity is its flow in the backlog."""
+    """One call, as it is accounted for."""
 
+    number: int
+    """Unique in this process; its flow in the backlog, which may be remembered after the call itself is gone."""
     method: str
     received_s: float
     deadline: Deadline
@@ -59,8 +61,8 @@ class Calls:
 
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a call's work. Whatever it raises ends in one status, counted once; a bug ends in INTERNAL."""
-        call = Call(method, self.clock(), self.deadline(context))
         self._began += 1
+        call = Call(self._began, method, self.clock(), self.deadline(context))
         self._open += 1
         self._idle.clear()
         # Not when the handler returns: its answer is on its way only then.

@@ -42,7 +42,7 @@ class Encoder:
         async def work(call: Call) -> bytes:
             inputs = Repeated(encoder_pb2.EncodeRequest.INPUTS_FIELD_NUMBER, "inputs", self._service.limits.inputs)
             request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes, inputs)
-            options = options_of(request, flow=call)
+            options = options_of(request, flow=call.number)
             call.model = self._service.label(options.model, options.version)
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]
             longest = self._service.max_length

@@ -71,7 +71,7 @@ class Stream:
         # Each with the bytes that it holds until it is written; None is the end.
         self._answers: Final[asyncio.Queue[tuple[bytes, int] | None]] = asyncio.Queue()
         self._answering: Final[set[asyncio.Task[None]]] = set()
-        self._options = options_of(encoder_pb2.StreamOpen(), flow=self)
+        self._options = options_of(encoder_pb2.StreamOpen(), flow=call.number)
         self._index = 0
         self._reader: asyncio.Task[None] | None = None
 
@@ -142,7 +142,7 @@ class Stream:
             return False
         if message.WhichOneof("message") != "open":
             return False
-        self._options = options_of(message.open, flow=self)
+        self._options = options_of(message.open, flow=self._call.number)
         self._call.model = self._service.label(self._options.model, self._options.version)
         self._service.find(self._options.model, self._options.version)
         return True

@@ -9,6 +9,7 @@ from harken_server.errors import ComputeFailed
 from harken_server.execution.batcher import Batcher, Served
 from harken_server.execution.collate import PaddedBatch, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Outputs
+from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
 from harken_server.execution.pending import Pending, Stamps
 from harken_server.scheduling.admission import Capacity
@@ -114,7 +115,7 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
     told: list[BaseException] = []
     clock = ticks().__next__
     metrics = Metrics()
-    batcher = Batcher(Capacity(10, 100), metrics, clock, told.append)
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), clock, told.append)
     lane = Lane(0, clock)
 
     class Broken(CostSurface):

@@ -1,6 +1,7 @@
 """/metrics tells the truth: it adds up, it is complete, and it knows what became of everybody."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.calls import ids, refused, stub, text
 from support.server import BIN, RunningServer, running_server
 
 MODEL = "all-MiniLM-L6-v2"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 
 def finished(server: RunningServer, outcome: str) -> float:
@@ -116,6 +118,18 @@ def test_a_passed_deadline_is_told_from_a_cancel_and_never_computed(minilm_serve
     assert finished(minilm_server, "cancelled") == before["cancelled"]
     assert finished(minilm_server, "expired") > before["expired"]
     assert minilm_server.total("harken_backlog_sequences") == 0
+
+
+def test_the_docs_name_only_metrics_that_are_there(minilm_server: RunningServer) -> None:
+    stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=text("one")))
+    with pytest.raises(grpc.RpcError):
+        stub(minilm_server.target).Encode(pb.EncodeRequest())
+    there = {sample.split("{")[0] for sample in minilm_server.metrics()}
+    there |= {name.removesuffix("_bucket") for name in there}
+    # What the machine cannot tell is absent.
+    told = set(re.findall(r"harken_[a-z_]+", PAGE.read_text())) - {"harken_gpu_utilization_ratio"}
+    assert len(told) > 20
+    assert sorted(told - there) == []
 
 
 def test_a_deadline_that_the_backlog_makes_impossible_is_refused_at_once(minilm_server: RunningServer) -> None:

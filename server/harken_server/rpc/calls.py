@@ -21,7 +21,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _MOMENT_S: Final = 0.1
-_ENDED_LATER: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+_NOT_REJECTED: Final = (errors.Expired, errors.Abandoned, errors.ComputeFailed)
+"""What ends a call by its own deadline, by its caller, or after it was accepted."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -75,7 +76,7 @@ class Calls:
             refused = answer(refusal, call.request_id)
             if refused.code is grpc.StatusCode.INTERNAL:
                 log.error("call failed", method=method, reason=refused.reason, request_id=call.request_id)
-            self.rejected(call.model, refused)
+            self.rejected(call.model, refusal, refused.reason)
             await self._abort(call, context, refused)
         except asyncio.CancelledError:
             # gRPC cancels the handler both when the caller goes away and when the deadline passes.
@@ -87,10 +88,10 @@ class Calls:
             await self._abort(call, context, bug(call.request_id))
         raise AssertionError("abort raises")
 
-    def rejected(self, model: str, refused: Answer) -> None:
-        """Count a call, or an input of a stream, that was refused before it was accepted."""
-        if refused.code not in _ENDED_LATER:
-            self.metrics.rejected.labels(model, refused.reason).inc()
+    def rejected(self, model: str, refusal: errors.Refusal, reason: str) -> None:
+        """Count a call, or an input of a stream, if it was refused before it was accepted."""
+        if not isinstance(refusal, _NOT_REJECTED):
+            self.metrics.rejected.labels(model, reason).inc()
 
     def answered(self, call: Call, received_s: float, answers: Answers) -> None:
         """Observe the duration of a call, and what of it was outside the stages."""

@@ -170,7 +170,7 @@ class Stream:
             self._calls.answered(self._call, received_s, answers)
         except Refusal as refusal:
             refused = answer(refusal, self._call.request_id)
-            self._calls.rejected(self._call.model, refused)
+            self._calls.rejected(self._call.model, refusal, refused.reason)
             self._refuse(response, refused)
         except Exception:
             log.exception("input failed", request_id=self._call.request_id)

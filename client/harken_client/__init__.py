@@ -20,10 +20,12 @@ from harken_client.errors import (
     Unavailable,
 )
 from harken_client.sync import Client
-from harken_client.values import Encoding, ModelInfo, StreamResult, Timings
+from harken_client.values import Batch, BatchMember, Encoding, ModelInfo, StreamResult, Timings
 
 __all__ = [
     "AsyncClient",
+    "Batch",
+    "BatchMember",
     "Cancelled",
     "Client",
     "DeadlineExceeded",

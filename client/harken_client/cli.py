@@ -18,7 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from harken_client.client import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, DEFAULT_TIMEOUT_S, AsyncClient
+from harken_client import batches
+from harken_client.client import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    MOST_EXPLAINED,
+    AsyncClient,
+)
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError
 from harken_client.files import BadFile, JsonLines, NpyRows, Sink, count_lines, read_inputs
@@ -219,6 +226,29 @@ def health(
 
     if _run(run()) != "SERVING":
         raise typer.Exit(1)
+
+
+@app.command()
+def explain_batches(
+    last: Annotated[int, typer.Option(help="How many, at most.", min=1, max=MOST_EXPLAINED)] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each batch, with every member.")] = False,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Print the server's last batches, the newest last: who rode with whom, and why."""
+
+    async def run() -> None:
+        async with AsyncClient(server, timeout_s=timeout_s) as client:
+            explained = await client.explain_batches(last)
+        if as_json:
+            for batch in explained:
+                print(batches.json_line(batch))
+        elif explained:
+            Console().print(batches.table(explained))
+        else:
+            print("no batch has run yet")
+
+    _run(run())
 
 
 @app.command()

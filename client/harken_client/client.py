@@ -6,6 +6,7 @@ from typing import Literal, Self, TypedDict, Unpack, overload
 
 import grpc
 import numpy as np
+from harken.v1 import debug_pb2
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import health, wire
@@ -14,11 +15,13 @@ from harken_client.errors import HarkenError, InternalError, moved, placed
 from harken_client.retry import Deadline, checked_timeout_s
 from harken_client.source import StreamInput, iterate
 from harken_client.stream import MAX_WINDOW, BulkRun
-from harken_client.values import Encoding, Input, ModelInfo, Output, Priority, StreamResult, Vector
+from harken_client.values import Batch, Encoding, Input, ModelInfo, Output, Priority, StreamResult, Vector
 
 DEFAULT_TARGET = "localhost:8001"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MOST_EXPLAINED = 4096
+"""As many batches as a server ever keeps."""
 
 # The answer to one sentence is at most this large for any model, hidden sizes up to 8,192.
 _ANY_SENTENCE_BYTES = wire.sentence_answer_bytes(8192)
@@ -271,6 +274,18 @@ class AsyncClient:
         request = pb.GetModelRequest(model=name, version=version)
         response = await connection.call(connection.stub.GetModel, request, deadline)
         return wire.model_info(response.model)
+
+    async def explain_batches(self, last: int = 20, *, timeout_s: float | None = None) -> list[Batch]:
+        """The server's last batches, the newest last: who rode with whom, and why.
+
+        Fewer than `last` where the server keeps fewer; an error with reason TURNED_OFF where it keeps none.
+        """
+        if not 1 <= last <= MOST_EXPLAINED:
+            raise ValueError(f"last is between 1 and {MOST_EXPLAINED}, not {last}")
+        connection = self._connection()
+        request = debug_pb2.ExplainBatchesRequest(last=last)
+        response = await connection.call(connection.debug.ExplainBatches, request, self._deadline(timeout_s))
+        return [wire.batch(message) for message in response.batches]
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN; the whole server by default. Raises ModelNotFound."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from harken.v1 import encoder_pb2_grpc
+from harken.v1 import debug_pb2_grpc, encoder_pb2_grpc
 
 from harken_client.errors import DeadlineExceeded, HarkenError, from_rpc
 from harken_client.retry import Deadline, retry_delay_s
@@ -53,6 +53,7 @@ class Connection:
             else grpc.aio.secure_channel(target, credentials, options)
         )
         self.stub: encoder_pb2_grpc.EncoderAsyncStub = encoder_pb2_grpc.EncoderStub(self.channel)
+        self.debug: debug_pb2_grpc.DebugAsyncStub = debug_pb2_grpc.DebugStub(self.channel)
 
     async def close(self) -> None:
         await self.channel.close()

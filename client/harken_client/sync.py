@@ -113,6 +113,7 @@ class Client:
     encode_stream = _iterating(AsyncClient.encode_stream)
     models = _blocking(AsyncClient.models)
     model = _blocking(AsyncClient.model)
+    explain_batches = _blocking(AsyncClient.explain_batches)
     health = _blocking(AsyncClient.health)
     watch_health = _iterating(AsyncClient.watch_health)
     wait_ready = _blocking(AsyncClient.wait_ready)

@@ -18,6 +18,8 @@ Output: TypeAlias = Literal["sentence", "tokens"]
 Priority: TypeAlias = Literal["interactive", "bulk"]
 """Bulk rides behind interactive work, and is still bounded in age."""
 
+MemberOutcome: TypeAlias = Literal["answered", "failed", "expired", "cancelled", "waits_again"]
+
 Vector: TypeAlias = NDArray[np.float32]
 """float32 [hidden] for a sentence, [tokens, hidden] for tokens."""
 
@@ -92,3 +94,65 @@ class ModelInfo:
     bundle_sha256: str
     weights_source: str
     weights_license: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMember:
+    """One sequence of a batch, as the server explains it.
+
+    length      in tokens, special tokens included
+    waited_s    in the server's backlog, before the batch started
+    flow        equal for members of one call or stream; otherwise it means nothing, and it holds for one answer only
+    outcome     expired and cancelled: it left while the batch ran; waits_again: it rides in a later one
+    """
+
+    length: int
+    waited_s: float
+    priority: Priority
+    flow: int
+    outcome: MemberOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch that ran: who rode with whom, and why. The fields are those of harken.v1.Batch, in seconds.
+
+    number          1 is the first since the server started
+    closed_by, why  why no more joined: a stable word, and a sentence
+    predicted_s     the run through the model, as it was predicted; compute_s: as it was measured, 0 if it was split
+    alone_s         as predicted, had each of them run alone, one after another
+    lane_s          measured on the lane: with padding, and with every attempt of a split batch
+    split           whether the engine failed on it, so that it was halved until only those at fault failed
+    members         the first one led; at most 64, `sequences` counts the rest
+    """
+
+    number: int
+    age_s: float
+    model: str
+    version: int
+    lane: str
+    closed_by: str
+    why: str
+    sequences: int
+    real_tokens: int
+    padded_length: int
+    predicted_s: float
+    alone_s: float
+    compute_s: float
+    lane_s: float
+    split: bool
+    answered: int
+    failed: int
+    left: int
+    waits_again: int
+    members: tuple[BatchMember, ...]
+
+    @property
+    def padding_share(self) -> float:
+        """Padding over all tokens computed."""
+        return 1.0 - self.real_tokens / (self.sequences * self.padded_length)
+
+    @property
+    def saved_share(self) -> float:
+        """Of the predicted time alone, the part that riding together was predicted to save."""
+        return 1.0 - self.predicted_s / self.alone_s if self.alone_s else 0.0

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from harken.v1 import debug_pb2
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import values
@@ -13,6 +14,17 @@ _OUTPUTS: dict[str, pb.Output.ValueType] = {"sentence": pb.OUTPUT_SENTENCE, "tok
 _PRIORITIES: dict[str, pb.Priority.ValueType] = {
     "interactive": pb.PRIORITY_INTERACTIVE,
     "bulk": pb.PRIORITY_BULK,
+}
+_PRIORITY_NAMES: dict[pb.Priority.ValueType, values.Priority] = {
+    pb.PRIORITY_INTERACTIVE: "interactive",
+    pb.PRIORITY_BULK: "bulk",
+}
+_OUTCOME_NAMES: dict[debug_pb2.MemberOutcome.ValueType, values.MemberOutcome] = {
+    debug_pb2.MEMBER_OUTCOME_ANSWERED: "answered",
+    debug_pb2.MEMBER_OUTCOME_FAILED: "failed",
+    debug_pb2.MEMBER_OUTCOME_EXPIRED: "expired",
+    debug_pb2.MEMBER_OUTCOME_CANCELLED: "cancelled",
+    debug_pb2.MEMBER_OUTCOME_WAITS_AGAIN: "waits_again",
 }
 _MODEL_FIELDS = [field.name for field in fields(values.ModelInfo)]
 
@@ -78,6 +90,45 @@ def encoding(result: pb.Result, model: str, version: int) -> values.Encoding:
 
 def model_info(message: pb.ModelInfo) -> values.ModelInfo:
     return values.ModelInfo(**{name: getattr(message, name) for name in _MODEL_FIELDS})
+
+
+def batch(message: debug_pb2.Batch) -> values.Batch:
+    """Raises InternalError for a priority or an outcome that this client does not know."""
+    return values.Batch(
+        number=message.number,
+        age_s=message.age_ns / _NS_PER_S,
+        model=message.model,
+        version=message.version,
+        lane=message.lane,
+        closed_by=message.closed_by,
+        why=message.why,
+        sequences=message.sequences,
+        real_tokens=message.real_tokens,
+        padded_length=message.padded_length,
+        predicted_s=message.predicted_ns / _NS_PER_S,
+        alone_s=message.alone_ns / _NS_PER_S,
+        compute_s=message.compute_ns / _NS_PER_S,
+        lane_s=message.lane_ns / _NS_PER_S,
+        split=message.split,
+        answered=message.answered,
+        failed=message.failed,
+        left=message.left,
+        waits_again=message.waits_again,
+        members=tuple(_member(member) for member in message.members),
+    )
+
+
+def _member(message: debug_pb2.BatchMember) -> values.BatchMember:
+    try:
+        return values.BatchMember(
+            length=message.length,
+            waited_s=message.waited_ns / _NS_PER_S,
+            priority=_PRIORITY_NAMES[message.priority],
+            flow=message.flow,
+            outcome=_OUTCOME_NAMES[message.outcome],
+        )
+    except KeyError as error:
+        raise InternalError(f"the server answered with a value unknown to this client: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

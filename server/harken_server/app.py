@@ -16,12 +16,14 @@ from prometheus_client import disable_created_metrics, start_http_server
 
 from harken_server.execution.batcher import Batcher
 from harken_server.execution.engine import DeviceUnavailable, check_installation
+from harken_server.execution.history import History
 from harken_server.execution.loading import Loader
 from harken_server.execution.tokenizing import Tokenizing
 from harken_server.models.bundle import BundleError
 from harken_server.models.repository import Repository
-from harken_server.rpc import encoder
+from harken_server.rpc import debug, encoder
 from harken_server.rpc.calls import Calls
+from harken_server.rpc.debug import Debug
 from harken_server.rpc.encoder import Encoder
 from harken_server.rpc.server import Health, add_reflection, bind, make_server
 from harken_server.rpc.stream import Streams
@@ -41,6 +43,8 @@ _REFUSING_S: Final = 0.5
 _SENDING_S: Final = 0.5
 
 CLOCK: Final = time.monotonic
+
+_SERVICES: Final = (encoder.SERVICE, debug.SERVICE)
 
 
 class CannotStart(Exception):
@@ -62,8 +66,13 @@ class App:
         self._settings: Final = settings
         self._metrics: Final = Metrics()
         self._repository: Final = Repository()
+        self._history: Final = History(settings.debug_batches)
         self._batcher: Final = Batcher(
-            Capacity(settings.max_backlog_sequences, settings.max_backlog_tokens), self._metrics, CLOCK, _die
+            Capacity(settings.max_backlog_sequences, settings.max_backlog_tokens),
+            self._metrics,
+            self._history,
+            CLOCK,
+            _die,
         )
         self._tokenizing: Final = Tokenizing(settings.tokenize_threads, settings.max_tokenize_bytes)
         self._service: Final = Service(
@@ -95,10 +104,11 @@ class App:
                 f"cannot listen on {settings.listen}:{settings.grpc_port} for gRPC: {error.strerror or error}"
             ) from error
         edge = Encoder(self._service, self._calls, self._streams, settings.max_message_bytes)
-        self._server.add_generic_rpc_handlers((edge.handler(),))
+        debug_edge = Debug(self._history, self._calls, settings.max_message_bytes)
+        self._server.add_generic_rpc_handlers((edge.handler(), debug_edge.handler()))
         if settings.reflection:
-            add_reflection(self._server, [encoder.SERVICE])
-        await self._health.set(["", encoder.SERVICE], serving=False)
+            add_reflection(self._server, _SERVICES)
+        await self._health.set(["", *_SERVICES], serving=False)
         await self._server.start()
         ports = Ports(grpc_port, self._metrics_server.server_port)
         log.info("listening", listen=settings.listen, grpc_port=ports.grpc, metrics_port=ports.metrics)
@@ -109,7 +119,7 @@ class App:
         models = [f"{name}/{version}" for name, version in (model.key for model in self._repository)]
         self._service.state = "serving"
         names = {model.manifest.name for model in self._repository}
-        await self._health.set(["", encoder.SERVICE, *sorted(names), *models], serving=True)
+        await self._health.set(["", *_SERVICES, *sorted(names), *models], serving=True)
         log.info("serving", models=models, grpc_port=ports.grpc, metrics_port=ports.metrics)
         return ports
 

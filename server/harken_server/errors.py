@@ -2,6 +2,7 @@
 
     Refusal                     the base; raised, never returned
     ├── InvalidRequest          it can never succeed: one Problem for each field at fault
+    ├── TurnedOff               the server's settings leave out what it asks for
     ├── ModelNotFound           no such model, or no such version of it
     ├── BacklogFull             it may succeed later; carries the predicted wait
     ├── DeadlineUnreachable     what waits already would make it late; it may succeed later
@@ -144,6 +145,13 @@ class InvalidRequest(Refusal):
     """The request can never succeed. `problems` holds at least one, in the order of the fields."""
 
     problems: tuple[Problem, ...]
+
+
+@dataclass
+class TurnedOff(Refusal):
+    """What the request asks for is turned off by a setting of the server."""
+
+    setting: str
 
 
 @dataclass

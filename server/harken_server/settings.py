@@ -138,6 +138,13 @@ class Settings(BaseSettings):
         le=3600,
         description="Keepalive pings of clients are tolerated down to this interval, in seconds.",
     )
+    debug_batches: int = Field(
+        256,
+        ge=0,
+        le=4096,
+        description="How many of the last batches are kept to be explained (`harken explain-batches`). "
+        "0: none, and the call is refused.",
+    )
     reflection: bool = Field(True, description="Whether gRPC reflection is served.")
     so_reuseport: bool = Field(
         False,

@@ -19,8 +19,8 @@ from google.rpc import (  # type: ignore[import-untyped]  # googleapis-common-pr
 )
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from harken.v1 import debug_pb2, debug_pb2_grpc, encoder_pb2_grpc
 from harken.v1 import encoder_pb2 as pb
-from harken.v1 import encoder_pb2_grpc
 from numpy.typing import NDArray
 
 HIDDEN = 8
@@ -100,7 +100,7 @@ def length_of(message: pb.Input) -> int:
 
 
 @dataclass
-class FakeEncoder(encoder_pb2_grpc.EncoderServicer):
+class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer):
     """Answers every input, but for what the script below says."""
 
     refuse_calls: list[Refusal] = field(default_factory=list)
@@ -126,6 +126,11 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer):
     padding_tokens: int = 0
     """As if each Encode call were a batch."""
 
+    batches: list[debug_pb2.Batch] | Refusal = field(default_factory=list)
+    """What it explains, or why it does not."""
+
+    explained: list[int] = field(default_factory=list)
+    """How many batches each call asked for."""
     calls: list[pb.EncodeRequest] = field(default_factory=list)
     models_asked: int = 0
     streams: int = 0
@@ -233,6 +238,14 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer):
             await Refusal(grpc.StatusCode.NOT_FOUND, f"no model {request.model}", "MODEL_NOT_FOUND").abort(context)
         return pb.GetModelResponse(model=MODEL)
 
+    async def ExplainBatches(  # noqa: N802 - the contract's name
+        self, request: debug_pb2.ExplainBatchesRequest, context: Any
+    ) -> debug_pb2.ExplainBatchesResponse:
+        self.explained.append(request.last)
+        if isinstance(self.batches, Refusal):
+            await self.batches.abort(context)
+        return debug_pb2.ExplainBatchesResponse(batches=self.batches[-request.last :])
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -256,6 +269,7 @@ def serving(fake: FakeEncoder, port: int = 0) -> Iterator[str]:
     async def serve() -> None:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         encoder_pb2_grpc.add_EncoderServicer_to_server(fake, server)
+        debug_pb2_grpc.add_DebugServicer_to_server(fake, server)
         health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
         await fake.health.set("", fake.serving_status)
         ready.append(f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}")

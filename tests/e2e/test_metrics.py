@@ -1,6 +1,7 @@
 """/metrics tells the truth: it adds up, it is complete, and it knows what became of everybody."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.calls import ids, refused, stub, text
 from support.server import BIN, RunningServer, running_server
 
 MODEL = "all-MiniLM-L6-v2"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 
 def finished(server: RunningServer, outcome: str) -> float:
@@ -118,6 +120,18 @@ def test_a_passed_deadline_is_told_from_a_cancel_and_never_computed(minilm_serve
     assert minilm_server.total("harken_backlog_sequences") == 0
 
 
+def test_the_docs_name_only_metrics_that_are_there(minilm_server: RunningServer) -> None:
+    stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=text("one")))
+    with pytest.raises(grpc.RpcError):
+        stub(minilm_server.target).Encode(pb.EncodeRequest())
+    there = {sample.split("{")[0] for sample in minilm_server.metrics()}
+    there |= {name.removesuffix("_bucket") for name in there}
+    # What the machine cannot tell is absent.
+    told = set(re.findall(r"harken_[a-z_]+", PAGE.read_text())) - {"harken_gpu_utilization_ratio"}
+    assert len(told) > 20
+    assert sorted(told - there) == []
+
+
 def test_a_deadline_that_the_backlog_makes_impossible_is_refused_at_once(minilm_server: RunningServer) -> None:
     encoder = stub(minilm_server.target)
     wait_until_idle(minilm_server)
@@ -180,12 +194,13 @@ def test_reflection_and_health_answer_a_go_client(minilm_server: RunningServer) 
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     services = grpcurl(minilm_server.target, "list").split()
-    assert services == ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "harken.v1.Encoder"]
+    health_and_reflection = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+    assert services == [*health_and_reflection, "harken.v1.Debug", "harken.v1.Encoder"]
     assert "rpc EncodeStream" in grpcurl(minilm_server.target, "describe", "harken.v1.Encoder")
     request = json.dumps({"inputs": [{"text": "hello from go"}]})
     answer = json.loads(grpcurl("-d", request, minilm_server.target, "harken.v1.Encoder/Encode"))
     assert answer["results"][0]["tokens"] == 5
-    for service in ("", "harken.v1.Encoder", MODEL, f"{MODEL}/1"):
+    for service in ("", "harken.v1.Encoder", "harken.v1.Debug", MODEL, f"{MODEL}/1"):
         health = grpcurl("-d", json.dumps({"service": service}), minilm_server.target, "grpc.health.v1.Health/Check")
         assert json.loads(health) == {"status": "SERVING"}
 

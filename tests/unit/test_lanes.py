@@ -10,6 +10,7 @@ from harken_server.errors import ComputeFailed
 from harken_server.execution.batcher import Batcher, Served
 from harken_server.execution.collate import PaddedBatch, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Outputs
+from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
 from harken_server.execution.pending import Pending, Stamps
 from harken_server.scheduling.admission import Capacity
@@ -115,7 +116,7 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
     told: list[BaseException] = []
     clock = ticks().__next__
     metrics = Metrics()
-    batcher = Batcher(Capacity(10, 100), metrics, clock, told.append)
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), clock, told.append)
     lane = Lane("0", clock)
 
     class Broken(CostSurface):
@@ -133,7 +134,7 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
 async def test_one_alone_runs_on_all_cores_and_two_run_side_by_side() -> None:
     clock = ticks().__next__
     metrics = Metrics()
-    batcher = Batcher(Capacity(10, 100), metrics, clock, lambda error: pytest.fail(repr(error)))
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), clock, lambda error: pytest.fail(repr(error)))
     narrow, wide = FakeRunner(), FakeRunner()
     memory = MemoryModel(1, 1)
     backlog: Backlog[Pending] = Backlog(CostSurface({(1, 1): 8.0}), memory, CostSurface({(1, 1): 5.0}))

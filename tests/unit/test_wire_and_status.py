@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,8 +10,10 @@ import pytest
 from harken.v1 import bundle_pb2
 from harken.v1 import encoder_pb2 as pb
 from harken_server import errors
+from harken_server.rpc.calls import Calls
 from harken_server.rpc.status import answer, bug
 from harken_server.rpc.wire import parse, readable_text
+from harken_server.telemetry.metrics import Metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +93,33 @@ def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
         "250", "1000", "1000",
     ]  # fmt: skip
     assert [answer(refusal, "id").retry_after_s for refusal in never] == [None] * len(never)
+
+
+REFUSALS = [
+    *(errors.InvalidRequest((example(kind),)) for kind in PROBLEMS), errors.ModelNotFound("m", 0, (), ()),
+    errors.TurnedOff("s"), errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
+    errors.NotReady("loading", 1.0), errors.NotReady("draining", 1.0),
+]  # fmt: skip
+ENDINGS = [errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_FINITE")]
+
+
+def test_every_refusal_is_counted_by_its_reason_and_told_on_the_page() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    metrics = Metrics()
+    calls = Calls(metrics, lambda: 0.0, max_request_s=1.0)
+    for refusal in [*REFUSALS, *ENDINGS]:
+        calls.rejected("m", refusal, answer(refusal, "id").reason)
+    counted = {
+        sample.labels["reason"]: sample.value
+        for family in metrics.rejected.collect() for sample in family.samples if sample.name.endswith("_total")
+    }  # fmt: skip
+    assert counted == dict.fromkeys((answer(refusal, "id").reason for refusal in REFUSALS), 1.0)
+    assert [reason for reason in counted if f"`{reason}`" not in page] == []
+
+
+def test_no_kind_of_refusal_is_forgotten_here() -> None:
+    kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.Refusal)}
+    assert {type(refusal) for refusal in [*REFUSALS, *ENDINGS]} == kinds - {errors.Refusal}
 
 
 def test_a_fault_of_the_server_carries_an_id_and_nothing_of_the_inside() -> None:

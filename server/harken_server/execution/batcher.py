@@ -11,6 +11,7 @@ from typing import Final
 
 from harken_server.errors import BacklogFull, Expired, Refusal
 from harken_server.execution.engine import Runner
+from harken_server.execution.history import History
 from harken_server.execution.lanes import Clock, Lane, Ran, shrink
 from harken_server.execution.pending import Outcome, Pending, outcome_label
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
@@ -44,12 +45,18 @@ class Batcher:
     """Owns the backlogs and the lanes. Every method belongs to the event loop's thread."""
 
     def __init__(
-        self, capacity: Capacity, metrics: Metrics, clock: Clock, on_fatal: Callable[[BaseException], None]
+        self,
+        capacity: Capacity,
+        metrics: Metrics,
+        history: History,
+        clock: Clock,
+        on_fatal: Callable[[BaseException], None],
     ) -> None:
         """`on_fatal` is called if the loop itself fails: the server must not look healthy then."""
         self._capacity: Final = capacity
         self._metrics: Final = metrics
         self._scheduler_seconds: Final = metrics.scheduler.labels()
+        self._history: Final = history
         self._clock: Final = clock
         self._on_fatal: Final = on_fatal
         self._loop: Final = asyncio.get_running_loop()
@@ -204,6 +211,7 @@ class Batcher:
         for pending, outcome in zip(ran.pendings, ran.outcomes, strict=True):
             pending.stamps.scattered_s = now_s
             self._settle(served, pending, outcome)
+        self._history.add(start, ran, served.backlog.cost, now_s)
         self._shrink_when_idle()
 
     def _shrink_when_idle(self) -> None:

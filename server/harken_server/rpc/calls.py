@@ -21,14 +21,17 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _MOMENT_S: Final = 0.1
-_ENDED_LATER: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+_NOT_REJECTED: Final = (errors.Expired, errors.Abandoned, errors.ComputeFailed)
+"""What ends a call by its own deadline, by its caller, or after it was accepted."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(eq=False)
 class Call:
-    """One call, as it is accounted for. Its identity is its flow in the backlog."""
+    """One call, as it is accounted for."""
 
+    number: int
+    """Unique in this process; its flow in the backlog, which may be remembered after the call itself is gone."""
     method: str
     received_s: float
     deadline: Deadline
@@ -59,8 +62,8 @@ class Calls:
 
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a call's work. Whatever it raises ends in one status, counted once; a bug ends in INTERNAL."""
-        call = Call(method, self.clock(), self.deadline(context))
         self._began += 1
+        call = Call(self._began, method, self.clock(), self.deadline(context))
         self._open += 1
         self._idle.clear()
         # Not when the handler returns: its answer is on its way only then.
@@ -73,7 +76,7 @@ class Calls:
             refused = answer(refusal, call.request_id)
             if refused.code is grpc.StatusCode.INTERNAL:
                 log.error("call failed", method=method, reason=refused.reason, request_id=call.request_id)
-            self.rejected(call.model, refused)
+            self.rejected(call.model, refusal, refused.reason)
             await self._abort(call, context, refused)
         except asyncio.CancelledError:
             # gRPC cancels the handler both when the caller goes away and when the deadline passes.
@@ -85,10 +88,10 @@ class Calls:
             await self._abort(call, context, bug(call.request_id))
         raise AssertionError("abort raises")
 
-    def rejected(self, model: str, refused: Answer) -> None:
-        """Count a call, or an input of a stream, that was refused before it was accepted."""
-        if refused.code not in _ENDED_LATER:
-            self.metrics.rejected.labels(model, refused.reason).inc()
+    def rejected(self, model: str, refusal: errors.Refusal, reason: str) -> None:
+        """Count a call, or an input of a stream, if it was refused before it was accepted."""
+        if not isinstance(refusal, _NOT_REJECTED):
+            self.metrics.rejected.labels(model, reason).inc()
 
     def answered(self, call: Call, received_s: float, answers: Answers) -> None:
         """Observe the duration of a call, and what of it was outside the stages."""

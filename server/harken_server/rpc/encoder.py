@@ -42,7 +42,7 @@ class Encoder:
         async def work(call: Call) -> bytes:
             inputs = Repeated(encoder_pb2.EncodeRequest.INPUTS_FIELD_NUMBER, "inputs", self._service.limits.inputs)
             request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes, inputs)
-            options = options_of(request, flow=call)
+            options = options_of(request, flow=call.number)
             model = self._service.find(options.model, options.version)
             call.model = model.manifest.name
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]

@@ -83,6 +83,9 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             if len(problems) > 1:
                 message += f" (and {len(problems) - 1} more, see the details)"
             return code.INVALID_ARGUMENT, _reason(first), message, {}, None
+        case errors.TurnedOff(setting):
+            message = f"turned off by the server's setting {setting}"
+            return code.UNIMPLEMENTED, "TURNED_OFF", message, {"setting": setting}, None
         case errors.ModelNotFound(model, version, models, versions):
             if versions:
                 held = ", ".join(str(known) for known in versions)

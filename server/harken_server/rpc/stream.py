@@ -71,7 +71,7 @@ class Stream:
         # Each with the bytes that it holds until it is written; None is the end.
         self._answers: Final[asyncio.Queue[tuple[bytes, int] | None]] = asyncio.Queue()
         self._answering: Final[set[asyncio.Task[None]]] = set()
-        self._options = options_of(encoder_pb2.StreamOpen(), flow=self)
+        self._options = options_of(encoder_pb2.StreamOpen(), flow=call.number)
         self._index = 0
         self._reader: asyncio.Task[None] | None = None
 
@@ -142,7 +142,7 @@ class Stream:
             return False
         if message.WhichOneof("message") != "open":
             return False
-        self._options = options_of(message.open, flow=self)
+        self._options = options_of(message.open, flow=self._call.number)
         self._call.model = self._service.find(self._options.model, self._options.version).manifest.name
         return True
 
@@ -170,7 +170,7 @@ class Stream:
             self._calls.answered(self._call, received_s, answers)
         except Refusal as refusal:
             refused = answer(refusal, self._call.request_id)
-            self._calls.rejected(self._call.model, refused)
+            self._calls.rejected(self._call.model, refusal, refused.reason)
             self._refuse(response, refused)
         except Exception:
             log.exception("input failed", request_id=self._call.request_id)

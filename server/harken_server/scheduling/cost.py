@@ -42,6 +42,10 @@ class CostSurface:
         """Predicted seconds for `batch` rows of `padded_length` tokens, padding included."""
         return self._scale * self._table_s(batch, padded_length)
 
+    def alone_s(self, length: int) -> float:
+        """What a sequence of this length costs alone. Unscaled seconds."""
+        return self._table_s(1, length)
+
     def share_s(self, length: int) -> float:
         """The least that a sequence of this length costs, riding in its best batch of equals. Unscaled seconds."""
         share_s = self._share_s.get(length)

@@ -53,6 +53,14 @@ class Backlog(Generic[W]):
             raise ValueError("no cost surface of the wide lane")
         return self.wide_cost
 
+    def learn(self, wide: bool, batch: int, padded_length: int, took_s: float) -> None:
+        """A batch ran: the surface of its lane follows it, and the other one's scale drifts after."""
+        ran = self.surface(wide)
+        ran.learn(batch, padded_length, took_s)
+        other = self.cost if wide else self.wide_cost
+        if other is not None:
+            other.relax(ran.scale)
+
     def ahead_s(self, sequences: int, priority: Priority) -> float:
         """Predicted lane seconds of what is served before the last of `sequences` of a new flow.
 

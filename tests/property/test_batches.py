@@ -1,11 +1,14 @@
 """What must hold of every schedule, whatever arrives, leaves or expires: on the simulator's virtual clock."""
 
-from harken_server.planning.simulate import Arrival, Simulation, simulate
-from harken_server.scheduling.backlog import BULK_AGE_S, Backlog
+from dataclasses import replace
+
+from harken_server.planning.simulate import Arrival, Simulated, Simulation, simulate
+from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryModel
-from harken_server.scheduling.policy import Limits
+from harken_server.scheduling.policy import Limits, Start
+from harken_server.scheduling.turns import AGE, BULK_AGE_S
 from harken_server.scheduling.waiting import Priority
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,9 +40,12 @@ def cost(speed: float = 1.0) -> CostSurface:
     )
 
 
-def run(plan: list[Arrival], wide: bool = False) -> Simulation:
+COST = cost()
+
+
+def run(plan: list[Arrival], wide: bool = False, record: Simulation | None = None) -> Simulation:
     wide_cost = cost(speed=1.8) if wide else None
-    simulation = Simulation()
+    simulation = record or Simulation()
     simulate(plan, Backlog(cost(), MEMORY, wide_cost), LIMITS, Lanes(LANES, wide), record=simulation)
     return simulation
 
@@ -119,9 +125,87 @@ def test_a_single_call_waits_for_about_two_batches_of_each_large_one(
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 512), min_size=2, max_size=60))
-def test_single_calls_lead_in_the_order_of_arrival(lengths: list[int]) -> None:
+@given(st.lists(st.sampled_from([5, 6, 500]), min_size=2, max_size=60))
+def test_single_calls_have_their_turns_in_the_order_of_arrival_and_equals_lead_in_it(lengths: list[int]) -> None:
     """Whatever their lengths: turns must not make a short one overtake a long one for ever."""
     simulation = run([Arrival(0.003 * index, length) for index, length in enumerate(lengths)])
     turns = [sequence.turn_s for sequence in simulation.sequences]
     assert turns == sorted(turns)
+    for length in lengths:
+        dues = [sequence.due_s for sequence in simulation.sequences if sequence.length == length]
+        assert dues == sorted(dues)
+
+
+class Ages(Simulation):
+    """Of each interactive sequence: what waited first of its flow when it became that, and what was started since."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[tuple[float, float]] = []
+        self.largest_batch_s = 0.0
+        self._started_s = 0.0
+        self._lines: dict[object, list[Simulated]] = {}
+        self._first: dict[Simulated, tuple[float, float]] = {}
+
+    def arrived(self, sequence: Simulated) -> None:
+        super().arrived(sequence)
+        if sequence.priority is Priority.INTERACTIVE:
+            self._lines.setdefault(sequence.flow, []).append(sequence)
+            self._firsts()
+
+    def started(self, start: Start[str, Simulated], running_bytes: int) -> None:
+        super().started(start, running_bytes)
+        members = [member for member in start.batch if member.priority is Priority.INTERACTIVE]
+        for member in members:
+            if member in self._first:
+                first_s, began_s = self._first[member]
+                self.waited.append((first_s, self._started_s - began_s))
+        batch_s = sum(alone_s(member) for member in start.batch)
+        self._started_s += batch_s
+        self.largest_batch_s = max(self.largest_batch_s, batch_s)
+        self._leave(members)
+
+    def ended(self, sequence: Simulated) -> None:
+        super().ended(sequence)
+        self._leave([sequence])
+
+    def _leave(self, sequences: list[Simulated]) -> None:
+        for sequence in sequences:
+            line = self._lines.get(sequence.flow, [])
+            if sequence in line:
+                line.remove(sequence)
+            # One by one, as they leave the backlog: whoever follows may be the next of this very batch.
+            self._firsts()
+
+    def _firsts(self) -> None:
+        firsts = [line[0] for line in self._lines.values() if line]
+        for sequence in firsts:
+            self._first.setdefault(sequence, (sum(map(alone_s, firsts)), self._started_s))
+
+
+def alone_s(sequence: Simulated) -> float:
+    return COST.seconds(1, sequence.length)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrivals, st.booleans())
+def test_nobody_is_overtaken_by_more_than_a_multiple_of_what_waited_before_it(plan: list[Arrival], wide: bool) -> None:
+    """From when it is the first of its flow, of the firsts of all flows, and one batch."""
+    ages = Ages()
+    # Fast arrivals, so that there is something to overtake.
+    crowd = [replace(arrival, at_s=arrival.at_s / 4) for arrival in plan]
+    run(crowd, wide, ages)
+    for first_s, started_s in ages.waited:
+        assert started_s <= (AGE + 1.0) * first_s + ages.largest_batch_s + 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(200, 512), st.integers(5, 20), st.integers(1, 3))
+def test_short_ones_that_never_end_do_not_starve_a_long_one(long: int, short: int, many: int) -> None:
+    gap_s = cost().seconds(1, short) / LANES / 2
+    crowd = [Arrival(index * gap_s, short) for index in range(int(0.4 / gap_s))]
+    longs = [Arrival(0.02, long) for _ in range(many)]
+    ages = Ages()
+    run(sorted([*crowd, *longs], key=lambda arrival: arrival.at_s), record=ages)
+    for first_s, started_s in ages.waited:
+        assert started_s <= (AGE + 1.0) * first_s + ages.largest_batch_s + 1e-9

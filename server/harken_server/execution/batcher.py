@@ -251,7 +251,7 @@ class Batcher:
         self._busy_seconds[start.lane].inc(ran.busy_s)
         if ran.compute_s > 0.0:
             metrics.cost_error.observe(abs(start.predicted_s / ran.compute_s - 1.0))
-            served.backlog.surface(start.wide).learn(rows, padded_length, ran.compute_s)
+            served.backlog.learn(start.wide, rows, padded_length, ran.compute_s)
 
     def _running_s(self) -> float:
         """The predicted rest of what runs, in seconds of narrow lanes."""

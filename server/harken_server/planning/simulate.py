@@ -222,7 +222,7 @@ class _World:
         self._lanes.done(start.lane)
         if self._took_s:
             longest = max(sequence.length for sequence in start.batch)
-            self._backlog.surface(start.wide).learn(len(start.batch), longest, took_s)
+            self._backlog.learn(start.wide, len(start.batch), longest, took_s)
         for sequence in start.batch:
             self._end(sequence, "answered", now_s)
 

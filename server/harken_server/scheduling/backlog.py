@@ -1,32 +1,15 @@
-"""Everything that waits for one model, in two orders: by turn (who leads) and by length (who rides along).
-
-Turns are start-time fair queueing between flows (Goyal et al., SIGCOMM 1996, with virtual time advanced by
-work served over flows waiting): the hundredth sequence of one call comes after the first of a hundred others.
-"""
+"""Everything that waits for one model, in two orders: by turn (who leads) and by length (who rides along)."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
-from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.turns import Turns
 from harken_server.scheduling.waiting import Priority, Waiting
 
 W = TypeVar("W", bound=Waiting)
-
-BULK_AGE_S: Final = 2.0
-"""Bulk work older than this leads before interactive work."""
-
-
-@dataclass(slots=True)
-class _Flow:
-    """What of one call or stream waits."""
-
-    next_turn_s: float
-    sequences: int = 0
-    work_s: float = 0.0
 
 
 class Backlog(Generic[W]):
@@ -37,19 +20,15 @@ class Backlog(Generic[W]):
         self.cost: Final = cost
         self.wide_cost: Final = wide_cost
         self.memory: Final = memory
-        self._turns: Final[dict[Priority, list[tuple[float, int, W]]]] = {p: [] for p in Priority}
+        self._turns: Final[Turns[W]] = Turns()
         # Of each length, in the order of turns.
         self._by_length: Final[dict[int, list[tuple[float, int, W]]]] = {}
         self._lengths: Final[list[int]] = []
-        self._flows: Final[dict[object, _Flow]] = {}
-        self._virtual_s = 0.0
-        self._latest_turn_s: Final = dict.fromkeys(Priority, 0.0)
         self._serial = 0
         self._sequences = 0
         self._tokens = 0
-        # Unscaled seconds, by priority: of everybody, and of one average sequence of each flow.
+        # Unscaled seconds, by priority.
         self._work_s: Final = dict.fromkeys(Priority, 0.0)
-        self._turn_work_s: Final = dict.fromkeys(Priority, 0.0)
 
     @property
     def sequences(self) -> int:
@@ -74,6 +53,14 @@ class Backlog(Generic[W]):
             raise ValueError("no cost surface of the wide lane")
         return self.wide_cost
 
+    def learn(self, wide: bool, batch: int, padded_length: int, took_s: float) -> None:
+        """A batch ran: the surface of its lane follows it, and the other one's scale drifts after."""
+        ran = self.surface(wide)
+        ran.learn(batch, padded_length, took_s)
+        other = self.cost if wide else self.wide_cost
+        if other is not None:
+            other.relax(ran.scale)
+
     def ahead_s(self, sequences: int, priority: Priority) -> float:
         """Predicted lane seconds of what is served before the last of `sequences` of a new flow.
 
@@ -81,7 +68,7 @@ class Backlog(Generic[W]):
         """
         if priority is Priority.BULK:
             return self.work_s
-        fair_s = self._turn_work_s[Priority.INTERACTIVE] * sequences
+        fair_s = self._turns.turn_work_s(Priority.INTERACTIVE) * sequences
         return min(self._work_s[Priority.INTERACTIVE], fair_s) * self.cost.scale
 
     def __contains__(self, waiting: W) -> bool:
@@ -97,56 +84,47 @@ class Backlog(Generic[W]):
         self._serial += 1
         waiting.serial = self._serial
         waiting.share_s = self.cost.share_s(waiting.length)
-        flow = self._flows.get(waiting.flow)
-        now_s = self._turn_now_s(waiting)
-        if flow is None:
-            self._flows[waiting.flow] = flow = _Flow(next_turn_s=now_s)
-        waiting.turn_s = max(now_s, flow.next_turn_s)
-        flow.next_turn_s = waiting.turn_s + waiting.share_s
-        self._change(waiting, flow, 1)
-        entry = (waiting.turn_s, waiting.serial, waiting)
-        heappush(self._turns[waiting.priority], entry)
+        waiting.alone_s = self.cost.alone_s(waiting.length)
+        waiting.waits = True
+        self._turns.add(waiting)
+        self._change(waiting, 1)
         bucket = self._by_length.get(waiting.length)
         if bucket is None:
             self._by_length[waiting.length] = bucket = []
             insort(self._lengths, waiting.length)
-        insort(bucket, entry)
-        waiting.waits = True
+        place = bisect_left(bucket, (waiting.turn_s, waiting.serial))
+        self._turns.queue(waiting, bucket[place - 1][2] if place else None)
+        bucket.insert(place, (waiting.turn_s, waiting.serial, waiting))
 
     def remove(self, waiting: W) -> bool:
         """Take a sequence out, wherever it stands. Returns False if it does not wait here."""
         if not waiting.waits:
             return False
         waiting.waits = False
+        self._turns.remove(waiting)
+        self._change(waiting, -1)
         bucket = self._by_length[waiting.length]
         del bucket[bisect_left(bucket, (waiting.turn_s, waiting.serial))]
         if not bucket:
             del self._by_length[waiting.length]
             del self._lengths[bisect_left(self._lengths, waiting.length)]
-        flow = self._flows[waiting.flow]
-        self._change(waiting, flow, -1)
-        if not flow.sequences:
-            del self._flows[waiting.flow]
-        self._compact(self._turns[waiting.priority])
         return True
 
-    def start(self, batch: list[W]) -> None:
-        """Take a batch out to run it: virtual time advances by its work over the flows that shared it."""
-        flows = len(self._flows)
-        work_s = 0.0
+    def start(self, batch: Sequence[W]) -> None:
+        """Take a batch out to run it. Raises ValueError if somebody in it does not wait."""
+        if not all(waiting.waits for waiting in batch):
+            raise ValueError("a batch may only hold what waits")
+        self._turns.start(batch)
         for waiting in batch:
-            work_s += waiting.share_s
-            if not self.remove(waiting):
-                raise ValueError("a batch may only hold what waits")
-        self._virtual_s += work_s / flows
+            self.remove(waiting)
 
     def leader(self, now_s: float) -> W | None:
-        """Whose turn it is: interactive before bulk, unless the bulk has waited too long. None if nobody waits."""
-        interactive = self._head(Priority.INTERACTIVE)
-        bulk = self._head(Priority.BULK)
-        if interactive is None or bulk is None:
-            return interactive or bulk
-        return bulk if now_s - bulk.arrived_s > BULK_AGE_S else interactive
+        """Whose turn it is. None if nobody waits."""
+        return self._turns.leader(now_s)
+
+    def late(self) -> Iterator[W]:
+        """Those who were overtaken for too long; the first of them leads, and none but them may ride along."""
+        return self._turns.late()
 
     def not_longer(self, leader: W) -> Iterator[W]:
         """The others from the leader's length downwards; among equals by turn."""
@@ -160,44 +138,11 @@ class Backlog(Generic[W]):
         for index in range(bisect_left(self._lengths, leader.length) + 1, len(self._lengths)):
             yield from (waiting for _, _, waiting in self._by_length[self._lengths[index]])
 
-    def _turn_now_s(self, waiting: W) -> float:
-        """The turn of a flow that comes now.
-
-        Virtual time, but at most one turn behind whoever leads: neighbours in length ride out of turn, so that some
-        flows lag behind virtual time, and a newcomer must not wait until all of them have caught up. Never before
-        whoever came earlier: among single calls turns are the order of arrival.
-        """
-        priority = waiting.priority
-        head = self._head(priority)
-        turn_s = self._virtual_s if head is None else min(self._virtual_s, head.turn_s + head.share_s)
-        self._latest_turn_s[priority] = max(self._latest_turn_s[priority], turn_s)
-        return self._latest_turn_s[priority]
-
-    def _change(self, waiting: W, flow: _Flow, sign: int) -> None:
+    def _change(self, waiting: W, sign: int) -> None:
         """Count a sequence in or out."""
-        priority = waiting.priority
         self._sequences += sign
         self._tokens += sign * waiting.length
-        self._work_s[priority] += sign * waiting.share_s
-        if flow.sequences:
-            self._turn_work_s[priority] -= flow.work_s / flow.sequences
-        flow.sequences += sign
-        flow.work_s += sign * waiting.share_s
-        if flow.sequences:
-            self._turn_work_s[priority] += flow.work_s / flow.sequences
+        self._work_s[waiting.priority] += sign * waiting.share_s
         if not self._sequences:
             # Sums of floats drift; an empty backlog holds no work.
             self._work_s.update(dict.fromkeys(Priority, 0.0))
-            self._turn_work_s.update(dict.fromkeys(Priority, 0.0))
-
-    def _head(self, priority: Priority) -> W | None:
-        turns = self._turns[priority]
-        while turns and turns[0][2] not in self:
-            heappop(turns)
-        return turns[0][2] if turns else None
-
-    def _compact(self, turns: list[tuple[float, int, W]]) -> None:
-        """Forget entries of those who left, before they outnumber the ones who wait."""
-        if len(turns) > 2 * self._sequences + 64:
-            turns[:] = [entry for entry in turns if entry[2] in self]
-            heapify(turns)

@@ -2,17 +2,35 @@
 
 Attention makes a sequence's cost c0 + c1 L + c2 L^2, caches make cliffs in it, and a batch pays its longest
 row on every row. No polynomial fits that well, so the surface is a table: interpolated linearly between its
-points, extrapolated (in length by the last slope, in rows in proportion), monotone in each axis, and scaled by
-what really runs.
+points, extrapolated (in length by the last slope, in rows in proportion), and monotone in each axis.
+
+Two things are learned from what really runs: fast, one scale for all cells (a slow neighbour, a throttled clock); and
+slowly, a bounded correction of each point, shared out among the four around a batch as the interpolation weighs them.
+Between the measured points lie further ones, which only learn: so cliffs between those are found.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from math import exp, log
 from typing import Final
 
 _LEAST_SCALE: Final = 0.05
 _MOST_SCALE: Final = 50.0
+
+_RATE: Final = 0.05
+"""How much of a batch's error a point that lies right there takes over."""
+
+_MOST_ERROR: Final = 0.3
+"""As a logarithm: more than this of one error is an accident, or a change of scale."""
+
+_MOST_CORRECTION: Final = log(3.0)
+
+_APPLY_EVERY: Final = 64
+"""Batches between two uses of what was learned: each makes all interpolated cells be computed anew."""
+
+_NOTICEABLE: Final = 0.01
+"""Corrections that change no point by this share are not worth that."""
 
 
 class CostSurface:
@@ -25,10 +43,19 @@ class CostSurface:
         """
         if not seconds or min(seconds.values()) <= 0.0:
             raise ValueError("a cost surface needs at least one cell, and every cell above 0 s")
-        self._batches: Final = sorted({batch for batch, _ in seconds})
-        self._lengths: Final = sorted({length for _, length in seconds})
-        self._table: Final = _monotone(seconds, self._batches, self._lengths)
+        batches = sorted({batch for batch, _ in seconds})
+        lengths = sorted({length for _, length in seconds})
+        self._batches: Final = _halved(batches)
+        self._lengths: Final = _halved(_halved(lengths))
+        by_length = [_at(self._lengths, lengths, row) for row in _monotone(seconds, batches, lengths)]
+        by_batch = [_at(self._batches, batches, column) for column in zip(*by_length, strict=True)]
+        self._measured: Final = [list(row) for row in zip(*by_batch, strict=True)]
+        self._table = self._measured
         self._scale = scale
+        # Of each point: the logarithm of what it takes over what was measured, and how often it was visited lately.
+        self._corrections: Final = [[0.0] * len(self._lengths) for _ in self._batches]
+        self._visits: Final = [[0.0] * len(self._lengths) for _ in self._batches]
+        self._learned = 0
         self._share_s: Final[dict[int, float]] = {}
         # At most batch sizes times lengths, so some ten thousand; a decision asks for a hundred of them.
         self._cells: Final[dict[tuple[int, int], float]] = {}
@@ -42,6 +69,10 @@ class CostSurface:
         """Predicted seconds for `batch` rows of `padded_length` tokens, padding included."""
         return self._scale * self._table_s(batch, padded_length)
 
+    def alone_s(self, length: int) -> float:
+        """What a sequence of this length costs alone. Unscaled seconds."""
+        return self._table_s(1, length)
+
     def share_s(self, length: int) -> float:
         """The least that a sequence of this length costs, riding in its best batch of equals. Unscaled seconds."""
         share_s = self._share_s.get(length)
@@ -51,10 +82,55 @@ class CostSurface:
         return share_s
 
     def learn(self, batch: int, padded_length: int, took_s: float, weight: float = 0.05) -> None:
-        """Let the scale follow a batch that ran. `weight` is how much one batch counts."""
+        """Let the scale, by `weight`, and the points around it follow a batch that ran."""
         ratio = took_s / self._table_s(batch, padded_length)
         ratio = min(max(ratio, _LEAST_SCALE), _MOST_SCALE)
         self._scale += weight * (ratio - self._scale)
+        error = min(max(log(ratio / self._scale), -_MOST_ERROR), _MOST_ERROR)
+        for row, column, share in self._around(batch, padded_length):
+            self._corrections[row][column] += _RATE * share * error
+            self._visits[row][column] += share
+        self._learned += 1
+        if self._learned % _APPLY_EVERY == 0:
+            self._apply()
+
+    def relax(self, scale: float, weight: float = 0.01) -> None:
+        """Let the scale drift to that of another lane on the same machine, lest what never runs is never learned."""
+        self._scale += weight * (scale - self._scale)
+
+    def _apply(self) -> None:
+        """Use what was learned. What all visited points have in common belongs to the scale."""
+        visits = sum(map(sum, self._visits))
+        common = 0.0
+        for corrections, row in zip(self._corrections, self._visits, strict=True):
+            common += sum(map(float.__mul__, corrections, row)) / visits
+        table: list[list[float]] = []
+        for i, measured in enumerate(self._measured):
+            row_s: list[float] = []
+            for j, measured_s in enumerate(measured):
+                if self._visits[i][j] > 0.0:
+                    correction = self._corrections[i][j] - common
+                    self._corrections[i][j] = min(max(correction, -_MOST_CORRECTION), _MOST_CORRECTION)
+                    self._visits[i][j] *= 0.9
+                smaller_s = max(table[i - 1][j] if i else 0.0, row_s[j - 1] if j else 0.0)
+                row_s.append(max(measured_s * exp(self._corrections[i][j]), smaller_s))
+            table.append(row_s)
+        changes = (
+            abs(new_s / old_s - 1.0)
+            for new, old in zip(table, self._table, strict=True)
+            for new_s, old_s in zip(new, old, strict=True)
+        )
+        if max(changes) > _NOTICEABLE:
+            self._scale *= exp(common)
+            self._table = table
+            self._cells.clear()
+            self._share_s.clear()
+
+    def _around(self, batch: int, padded_length: int) -> Iterator[tuple[int, int, float]]:
+        """The points around a cell, and the share that each has in it; together 1."""
+        for row, row_share in _shares(self._batches, batch):
+            for column, share in _shares(self._lengths, padded_length):
+                yield row, column, row_share * share
 
     def _table_s(self, batch: int, padded_length: int) -> float:
         cached_s = self._cells.get((batch, padded_length))
@@ -66,12 +142,33 @@ class CostSurface:
     def _interpolated_s(self, batch: int, padded_length: int) -> float:
         row, down = _cell(self._batches, batch)
         column, right = _cell(self._lengths, padded_length)
+        if len(self._batches) > 1 and len(self._lengths) > 1 and 0.0 <= down <= 1.0 and 0.0 <= right <= 1.0:
+            return _between([_between(self._table[i], column, right) for i in (row, row + 1)], 0, down)
         # Below the first length the slope may lead under zero, and beyond the last one rows may cross.
         least_s = 0.1 * self._table[0][0]
         at_s = list(accumulate((_between(values, column, right) for values in self._table), max, initial=least_s))[1:]
         if batch > self._batches[-1]:
             return at_s[-1] * batch / self._batches[-1]
         return _between(at_s, row, max(down, 0.0))
+
+
+def _halved(axis: Sequence[int]) -> list[int]:
+    """The axis, and what lies half way between its neighbours."""
+    return sorted({*axis, *((low + high) // 2 for low, high in pairwise(axis))})
+
+
+def _at(points: Sequence[int], axis: Sequence[int], values: Sequence[float]) -> list[float]:
+    """The values at further points, of those along an axis."""
+    return [_between(values, *_cell(axis, at)) for at in points]
+
+
+def _shares(axis: Sequence[int], at: int) -> list[tuple[int, float]]:
+    """The one or two neighbours of `at` on an axis, and their shares in it."""
+    if len(axis) == 1:
+        return [(0, 1.0)]
+    index, fraction = _cell(axis, at)
+    fraction = min(max(fraction, 0.0), 1.0)
+    return [(index, 1.0 - fraction), (index + 1, fraction)]
 
 
 def _cell(axis: Sequence[int], at: int) -> tuple[int, float]:

@@ -4,19 +4,25 @@ Whoever's turn it is leads. Its companions are its neighbours in length, for a b
 times its size; they join while that saves time against everyone running alone, within the limits.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from math import inf
 from typing import Final, Generic, Literal, TypeVar
 
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.lanes import Lanes
-from harken_server.scheduling.waiting import Waiting
+from harken_server.scheduling.turns import BULK_AGE_S
+from harken_server.scheduling.waiting import Priority, Waiting
 
 W = TypeVar("W", bound=Waiting)
 M = TypeVar("M", bound=Hashable)
 
 _PATIENCE: Final = 8
 """How many companions may join without a gain before the search ends: surfaces have steps."""
+
+_NEARLY: Final = 0.99
+"""The smallest batch that saves this share of the most is taken: the rest of the gain would make everybody wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +35,9 @@ class Limits:
     """What the running batches leave of the budget."""
 
 
-ClosedBy = Literal["cost", "limit", "lanes", "backlog"]
-"""Why a batch is no larger: it would cost more, exceed a limit, leave other free lanes idle, or no more waits."""
+ClosedBy = Literal["cost", "limit", "lanes", "deadline", "age", "backlog"]
+"""Why a batch is no larger: more would save nothing, exceed a limit, leave other free lanes idle, make a member miss
+its deadline, ride before those who are late, or no more waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s
     if not leaders:
         return Wait()
     # Across models the one who waited longest leads: turns of different models do not compare.
-    leader, model = min(leaders, key=lambda entry: (entry[0].priority, entry[0].arrived_s))
+    leader, model = min(leaders, key=lambda entry: (_rank(entry[0], now_s), entry[0].arrived_s))
     backlog = backlogs[model]
     if backlog.memory.batch_bytes(1, leader.length) > limits.memory_bytes:
         # The memory that running batches hold comes back; a leader is never overtaken for its size.
@@ -69,7 +76,7 @@ def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s
     wide = len(leaders) == 1 and _goes_wide(backlog, leader, lanes)
     # A batch that empties the backlog beside an idle lane would make its members wait for one another.
     share = 1 if wide else -(-backlog.sequences // len(free))
-    batch, closed_by = companions(backlog, leader, limits, share)
+    batch, closed_by = companions(backlog, leader, limits, share, now_s)
     padded_length = max(waiting.length for waiting in batch)
     return Start(
         lane=lanes.narrow if wide else free[0],
@@ -82,44 +89,77 @@ def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s
     )
 
 
-def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int) -> tuple[list[W], ClosedBy]:
+def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int, now_s: float) -> tuple[list[W], ClosedBy]:
     """The leader and those who ride with it, at most `share` in all; and why there are no more.
 
-    The batch grows by whichever neighbour in length fits better; of its prefixes the one is taken that saves most:
-    whose members would, alone, cost the largest multiple of what they cost together. (Seconds per real token would
-    hold a short companion for worthless, although alone it costs far more than its tokens.)
+    The batch grows by whichever neighbour in length fits better; of its prefixes the smallest is taken that saves
+    nearly most: whose members would, alone, cost the largest multiple of what they cost together. (Seconds per real
+    token would hold a short companion for worthless, although alone it costs far more than its tokens.) It ends before
+    the deadline of each member that could meet it.
     """
     cost = backlog.cost
-    shorter, longer = backlog.not_longer(leader), backlog.longer(leader)
-    below, above = next(shorter, None), next(longer, None)
     batch, padded_length, alone_s = [leader], leader.length, cost.seconds(1, leader.length)
-    best, best_saving = 1, 1.0
+    sides, nobody_more = _neighbours(backlog, leader, limits, now_s + alone_s)
+    candidates = [next(side, None) for side in sides]
+    # Who cannot be in time even alone does not bound the batch.
+    first_deadline_s = leader.deadline.at_s if leader.deadline.at_s >= now_s + alone_s else inf
+    savings, most_saving = [1.0], 1
     most = min(share, limits.sequences)
     closed_by: ClosedBy = "limit" if limits.sequences <= share else "lanes"
-    while len(batch) < most and len(batch) - best < _PATIENCE:
-        savings: list[tuple[float, W]] = []
-        for candidate in (below, above):
-            if candidate is not None:
-                length = max(padded_length, candidate.length)
-                if _fits(backlog, len(batch) + 1, length, limits):
-                    together_s = cost.seconds(len(batch) + 1, length)
-                    savings.append(((alone_s + cost.seconds(1, candidate.length)) / together_s, candidate))
-        if not savings:
-            closed_by = "backlog" if below is None and above is None else "limit"
+    while len(batch) < most and len(batch) - most_saving < _PATIENCE:
+        chosen: tuple[float, int, W] | None = None
+        blocked_by: ClosedBy = nobody_more
+        for side, candidate in enumerate(candidates):
+            if candidate is None:
+                continue
+            length = max(padded_length, candidate.length)
+            together_s = cost.seconds(len(batch) + 1, length)
+            if not _fits(backlog, len(batch) + 1, length, limits):
+                blocked_by = "limit"
+            elif now_s + together_s > min(first_deadline_s, candidate.deadline.at_s):
+                blocked_by = "deadline"
+            else:
+                saving = (alone_s + cost.seconds(1, candidate.length)) / together_s
+                if chosen is None or saving > chosen[0]:
+                    chosen = saving, side, candidate
+        if chosen is None:
+            closed_by = blocked_by
             break
-        saving, chosen = max(savings, key=lambda entry: entry[0])
-        if chosen is below:
-            below = next(shorter, None)
-        else:
-            above = next(longer, None)
-        batch.append(chosen)
-        padded_length = max(padded_length, chosen.length)
-        alone_s += cost.seconds(1, chosen.length)
-        if saving > best_saving:
-            best, best_saving = len(batch), saving
-    if best < len(batch):
-        return batch[:best], "cost"
+        saving, side, member = chosen
+        candidates[side] = next(sides[side], None)
+        batch.append(member)
+        padded_length = max(padded_length, member.length)
+        alone_s += cost.seconds(1, member.length)
+        first_deadline_s = min(first_deadline_s, member.deadline.at_s)
+        savings.append(saving)
+        if saving > savings[most_saving - 1]:
+            most_saving = len(batch)
+    enough = next(size for size, saving in enumerate(savings, 1) if saving >= _NEARLY * savings[most_saving - 1])
+    if enough < len(batch):
+        return batch[:enough], "cost"
     return batch, "backlog" if len(batch) == backlog.sequences else closed_by
+
+
+def _neighbours(
+    backlog: Backlog[W], leader: W, limits: Limits, ends_s: float
+) -> tuple[list[Iterator[W]], Literal["age", "deadline"]]:
+    """Who may ride along, the nearest first, in each direction; and what keeps all others out.
+
+    `ends_s` is when the leader would be done alone: with whom it would be too late then waits for another batch.
+    """
+    late = list(islice(backlog.late(), limits.sequences))
+    if len(late) > 1:
+        # Whoever rode out of turn would make the others who are late wait longer still.
+        return [iter(late[1:])], "age"
+    nearest = 4 * limits.sequences
+    sides = islice(backlog.not_longer(leader), nearest), islice(backlog.longer(leader), nearest)
+    return [(waiting for waiting in side if waiting.deadline.at_s >= ends_s) for side in sides], "deadline"
+
+
+def _rank(leader: Waiting, now_s: float) -> Priority:
+    """Bulk that waited too long is as urgent as anything, whatever model it asks for."""
+    aged = leader.priority is Priority.BULK and now_s - leader.arrived_s > BULK_AGE_S
+    return Priority.INTERACTIVE if aged else leader.priority
 
 
 def _fits(backlog: Backlog[W], batch: int, padded_length: int, limits: Limits) -> bool:

@@ -25,9 +25,13 @@ class Waiting:
     """The call or stream that it belongs to. Flows share the lanes evenly, whatever their sizes."""
     arrived_s: float
     turn_s: float = field(default=0.0, init=False)
+    """Its place among the flows, in virtual seconds of work; given by the backlog."""
+    due_s: float = field(default=0.0, init=False)
     """Its place in the order of leading, in virtual seconds of work; given by the backlog."""
     share_s: float = field(default=0.0, init=False)
     """Its part of the predicted work, in unscaled seconds; given by the backlog."""
+    alone_s: float = field(default=0.0, init=False)
+    """What it would cost alone, in unscaled seconds; given by the backlog."""
     waits: bool = field(default=False, init=False)
     """Whether it stands in a backlog now."""
     serial: int = field(default=0, init=False)

@@ -11,7 +11,7 @@ from harken_server.telemetry.instruments import Counter, Histogram
 from harken_server.telemetry.memory import DeviceMemory, host_memory_bytes
 
 STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
-CLOSED_BY: Final = ("cost", "limit", "lanes", "backlog")
+CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "backlog")
 OUTCOMES: Final = ("answered", "failed", "expired", "cancelled")
 
 # 0.1 ms to 43 s, each bucket 1.5 times the one before; and 0.25 s, the objective that the docs state.
@@ -83,8 +83,9 @@ class Metrics:
         )
         self.batches: Final = Counter(
             "harken_batches",
-            "Batches by why they were no larger: it would have cost more (cost), exceeded a limit (limit), other free "
-            "lanes shared what waited (lanes), or no more waited (backlog).",
+            "Batches by why they were no larger: it would have saved nothing (cost), exceeded a limit (limit), other "
+            "free lanes shared what waited (lanes), a member would have missed its deadline (deadline), others had "
+            "waited too long (age), or no more waited (backlog).",
             ("model", "closed_by"),
             registry=registry,
         )

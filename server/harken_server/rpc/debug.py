@@ -18,6 +18,8 @@ WHY: Final = {
     "cost": "the next in length would have cost more than it saved",
     "limit": "one more would have exceeded max_batch_sequences, max_batch_tokens, or the free memory",
     "lanes": "the others were left to the other free lanes",
+    "deadline": "one more would have made a member miss its deadline",
+    "age": "others who are late were not to be overtaken by one more",
     "backlog": "nobody else waited",
 }
 """In words, why a batch was closed."""

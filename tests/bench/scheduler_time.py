@@ -35,21 +35,24 @@ def request_us(lengths: list[int], waiting: int, rounds: int, flows: int) -> flo
     rest = cycle(lengths)
     of_flow = [object() for _ in range(flows)]
 
-    def arrive(count: int) -> None:
-        for index in range(count):
-            flow = of_flow[index % flows] if flows else object()
-            backlog.add(Waiting(next(rest), NEVER, Priority.INTERACTIVE, flow, 0.0))
+    def fresh(count: int) -> list[Waiting]:
+        return [
+            Waiting(next(rest), NEVER, Priority.INTERACTIVE, of_flow[index % flows] if flows else object(), 0.0)
+            for index in range(count)
+        ]
 
-    arrive(waiting)
+    for new in fresh(waiting):
+        backlog.add(new)
     best_us = float("inf")
     for _ in range(rounds):
-        served = 0
+        served, coming = 0, iter(fresh(3000))
         began_s = time.process_time()
         while served < 2000:
             decision = decide({"model": backlog}, lanes, LIMITS, 0.0)
             assert isinstance(decision, Start)
             backlog.start(decision.batch)
-            arrive(len(decision.batch))
+            for _ in decision.batch:
+                backlog.add(next(coming))
             served += len(decision.batch)
         best_us = min(best_us, 1e6 * (time.process_time() - began_s) / served)
     return best_us

@@ -25,7 +25,7 @@ from harken_server.scheduling.waiting import Priority, Waiting
 
 W = TypeVar("W", bound=Waiting)
 
-STRETCH: Final = 0.25
+STRETCH: Final = 0.05
 """For how many times its own least cost a sequence lets shorter ones go first."""
 
 AGE: Final = 2.0

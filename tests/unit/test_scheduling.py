@@ -267,21 +267,21 @@ def test_across_models_bulk_that_waited_its_bound_is_as_urgent_as_anything() -> 
 
 
 def test_those_who_are_late_lead_in_their_order_and_nobody_rides_before_them() -> None:
-    backlog = backlog_of(overhead_s=0.1)
-    for length in (400, 401):
-        backlog.add(waiting(length))
-    one_at_a_time = replace(LIMITS, sequences=1)
-    shorts = 0
-    while not list(backlog.late()):
-        backlog.add(waiting(5))
-        assert started(backlog, limits=one_at_a_time) == [5]
-        shorts += 1
-    # The first waited for AGE times itself, the second for AGE times both of them.
-    assert shorts * 0.105 == pytest.approx(AGE * 0.5, abs=0.105)
-    while len(list(backlog.late())) < 2:
-        short = waiting(5)
-        backlog.add(short)
-        backlog.start([short])
+    backlog = backlog_of(400, 401, overhead_s=0.1)
+
+    def overtaken_until_late(late: int) -> int:
+        """How many of 5 tokens, 0.105 s each, start before so many are late."""
+        shorts = 0
+        while len(list(backlog.late())) < late:
+            backlog.add(short := waiting(5))
+            backlog.start([short])
+            shorts += 1
+        return shorts
+
+    # The first waits for AGE times itself, the second for AGE times both of them.
+    first = overtaken_until_late(1)
+    assert 0.105 * first == pytest.approx(AGE * 0.5, abs=0.105)
+    assert 0.105 * (first + overtaken_until_late(2)) == pytest.approx(AGE * 1.001, abs=0.105)
     backlog.add(waiting(400))
     decision = decide({"model": backlog}, Lanes(1), LIMITS, 0.0)
     assert isinstance(decision, Start)

@@ -67,23 +67,30 @@ class CostSurface:
 
     def seconds(self, batch: int, padded_length: int) -> float:
         """Predicted seconds for `batch` rows of `padded_length` tokens, padding included."""
-        return self._scale * self._table_s(batch, padded_length)
+        return self._scale * self.table_s(batch, padded_length)
+
+    def table_s(self, batch: int, padded_length: int) -> float:
+        """`seconds`, unscaled: what a choice between batches needs."""
+        cell = (batch, padded_length)
+        if cell not in self._cells:
+            self._cells[cell] = self._interpolated_s(batch, padded_length)
+        return self._cells[cell]
 
     def alone_s(self, length: int) -> float:
         """What a sequence of this length costs alone. Unscaled seconds."""
-        return self._table_s(1, length)
+        return self.table_s(1, length)
 
     def share_s(self, length: int) -> float:
         """The least that a sequence of this length costs, riding in its best batch of equals. Unscaled seconds."""
         share_s = self._share_s.get(length)
         if share_s is None:
-            share_s = min(self._table_s(batch, length) / batch for batch in self._batches)
+            share_s = min(self.table_s(batch, length) / batch for batch in self._batches)
             self._share_s[length] = share_s
         return share_s
 
     def learn(self, batch: int, padded_length: int, took_s: float, weight: float = 0.05) -> None:
         """Let the scale, by `weight`, and the points around it follow a batch that ran."""
-        ratio = took_s / self._table_s(batch, padded_length)
+        ratio = took_s / self.table_s(batch, padded_length)
         ratio = min(max(ratio, _LEAST_SCALE), _MOST_SCALE)
         self._scale += weight * (ratio - self._scale)
         error = min(max(log(ratio / self._scale), -_MOST_ERROR), _MOST_ERROR)
@@ -132,23 +139,17 @@ class CostSurface:
             for column, share in _shares(self._lengths, padded_length):
                 yield row, column, row_share * share
 
-    def _table_s(self, batch: int, padded_length: int) -> float:
-        cached_s = self._cells.get((batch, padded_length))
-        if cached_s is None:
-            cached_s = self._interpolated_s(batch, padded_length)
-            self._cells[batch, padded_length] = cached_s
-        return cached_s
-
     def _interpolated_s(self, batch: int, padded_length: int) -> float:
         row, down = _cell(self._batches, batch)
         column, right = _cell(self._lengths, padded_length)
         if len(self._batches) > 1 and len(self._lengths) > 1 and 0.0 <= down <= 1.0 and 0.0 <= right <= 1.0:
-            return _between([_between(self._table[i], column, right) for i in (row, row + 1)], 0, down)
+            ends_s = [_between(self._table[index], column, right) for index in (row, row + 1)]
+            return _between(ends_s, 0, down)
         # Below the first length the slope may lead under zero, and beyond the last one rows may cross.
         least_s = 0.1 * self._table[0][0]
         at_s = list(accumulate((_between(values, column, right) for values in self._table), max, initial=least_s))[1:]
         if batch > self._batches[-1]:
-            return at_s[-1] * batch / self._batches[-1]
+            return float(at_s[-1] * batch / self._batches[-1])
         return _between(at_s, row, max(down, 0.0))
 
 

@@ -6,7 +6,7 @@ times its size; they join while that saves time against everyone running alone, 
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from math import inf
 from typing import Final, Generic, Literal, TypeVar
 
@@ -20,6 +20,9 @@ M = TypeVar("M", bound=Hashable)
 
 _PATIENCE: Final = 8
 """How many companions may join without a gain before the search ends: surfaces have steps."""
+
+_HOPELESS: Final = 0.93
+"""The search ends at once where a companion lets the saving fall below this share of the most: steps are smaller."""
 
 _NEARLY: Final = 0.99
 """The smallest batch that saves this share of the most is taken: the rest of the gain would make everybody wait."""
@@ -67,8 +70,10 @@ def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s
     leaders = [(leader, model) for model, backlog in backlogs.items() if (leader := backlog.leader(now_s))]
     if not leaders:
         return Wait()
-    # Across models the one who waited longest leads: turns of different models do not compare.
-    leader, model = min(leaders, key=lambda entry: (_rank(entry[0], now_s), entry[0].arrived_s))
+    leader, model = leaders[0]
+    if len(leaders) > 1:
+        # Across models the one who waited longest leads: turns of different models do not compare.
+        leader, model = min(leaders, key=lambda entry: (_rank(entry[0], now_s), entry[0].arrived_s))
     backlog = backlogs[model]
     if backlog.memory.batch_bytes(1, leader.length) > limits.memory_bytes:
         # The memory that running batches hold comes back; a leader is never overtaken for its size.
@@ -97,43 +102,48 @@ def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int, now_s
     token would hold a short companion for worthless, although alone it costs far more than its tokens.) It ends before
     the deadline of each member that could meet it.
     """
-    cost = backlog.cost
-    batch, padded_length, alone_s = [leader], leader.length, cost.seconds(1, leader.length)
-    sides, nobody_more = _neighbours(backlog, leader, limits, now_s + alone_s)
-    candidates = [next(side, None) for side in sides]
-    # Who cannot be in time even alone does not bound the batch.
-    first_deadline_s = leader.deadline.at_s if leader.deadline.at_s >= now_s + alone_s else inf
-    savings, most_saving = [1.0], 1
     most = min(share, limits.sequences)
     closed_by: ClosedBy = "limit" if limits.sequences <= share else "lanes"
-    while len(batch) < most and len(batch) - most_saving < _PATIENCE:
-        chosen: tuple[float, int, W] | None = None
-        blocked_by: ClosedBy = nobody_more
+    if most == 1:
+        return [leader], "backlog" if backlog.sequences == 1 else closed_by
+    table_s, scale, batch_bytes = backlog.cost.table_s, backlog.cost.scale, backlog.memory.batch_bytes
+    batch, padded_length, alone_s = [leader], leader.length, leader.alone_s
+    least_end_s = now_s + scale * table_s(1, leader.length)
+    sides, nobody_more = _neighbours(backlog, leader, limits, least_end_s)
+    candidates = [next(side, None) for side in sides]
+    # Who cannot be in time even alone does not bound the batch.
+    first_deadline_s = leader.deadline.at_s if leader.deadline.at_s >= least_end_s else inf
+    savings, most_saving = [1.0], 1
+    blocked_by: ClosedBy = nobody_more
+    size = 1
+    while size < most and size - most_saving < _PATIENCE:
+        size += 1
+        chosen, saving, chosen_side = None, 0.0, 0
         for side, candidate in enumerate(candidates):
             if candidate is None:
                 continue
-            length = max(padded_length, candidate.length)
-            together_s = cost.seconds(len(batch) + 1, length)
-            if not _fits(backlog, len(batch) + 1, length, limits):
-                blocked_by = "limit"
-            elif now_s + together_s > min(first_deadline_s, candidate.deadline.at_s):
-                blocked_by = "deadline"
-            else:
-                saving = (alone_s + cost.seconds(1, candidate.length)) / together_s
-                if chosen is None or saving > chosen[0]:
-                    chosen = saving, side, candidate
+            length = candidate.length if candidate.length > padded_length else padded_length
+            together_s = table_s(size, length)
+            ends_s = now_s + scale * together_s
+            if size * length > limits.padded_tokens or batch_bytes(size, length) > limits.memory_bytes:
+                blocked_by, candidates[side] = "limit", None
+            elif ends_s > first_deadline_s or ends_s > candidate.deadline.at_s:
+                blocked_by, candidates[side] = "deadline", None
+            elif (its_saving := (alone_s + candidate.alone_s) / together_s) > saving:
+                chosen, saving, chosen_side = candidate, its_saving, side
         if chosen is None:
             closed_by = blocked_by
             break
-        saving, side, member = chosen
-        candidates[side] = next(sides[side], None)
-        batch.append(member)
-        padded_length = max(padded_length, member.length)
-        alone_s += cost.seconds(1, member.length)
-        first_deadline_s = min(first_deadline_s, member.deadline.at_s)
+        candidates[chosen_side] = next(sides[chosen_side], None)
+        batch.append(chosen)
+        padded_length = max(padded_length, chosen.length)
+        alone_s += chosen.alone_s
+        first_deadline_s = min(first_deadline_s, chosen.deadline.at_s)
         savings.append(saving)
         if saving > savings[most_saving - 1]:
-            most_saving = len(batch)
+            most_saving = size
+        elif saving < _HOPELESS * savings[most_saving - 1]:
+            break
     enough = next(size for size, saving in enumerate(savings, 1) if saving >= _NEARLY * savings[most_saving - 1])
     if enough < len(batch):
         return batch[:enough], "cost"
@@ -147,10 +157,10 @@ def _neighbours(
 
     `ends_s` is when the leader would be done alone: with whom it would be too late then waits for another batch.
     """
-    late = list(islice(backlog.late(), limits.sequences))
-    if len(late) > 1:
+    late = backlog.late()
+    if next(late, None) is leader and (second := next(late, None)):
         # Whoever rode out of turn would make the others who are late wait longer still.
-        return [iter(late[1:])], "age"
+        return [chain((second,), late)], "age"
     nearest = 4 * limits.sequences
     sides = islice(backlog.not_longer(leader), nearest), islice(backlog.longer(leader), nearest)
     return [(waiting for waiting in side if waiting.deadline.at_s >= ends_s) for side in sides], "deadline"
@@ -160,13 +170,6 @@ def _rank(leader: Waiting, now_s: float) -> Priority:
     """Bulk that waited too long is as urgent as anything, whatever model it asks for."""
     aged = leader.priority is Priority.BULK and now_s - leader.arrived_s > BULK_AGE_S
     return Priority.INTERACTIVE if aged else leader.priority
-
-
-def _fits(backlog: Backlog[W], batch: int, padded_length: int, limits: Limits) -> bool:
-    return (
-        batch * padded_length <= limits.padded_tokens
-        and backlog.memory.batch_bytes(batch, padded_length) <= limits.memory_bytes
-    )
 
 
 def _goes_wide(backlog: Backlog[W], leader: W, lanes: Lanes) -> bool:

@@ -25,7 +25,7 @@ from harken_server.scheduling.waiting import Priority, Waiting
 
 W = TypeVar("W", bound=Waiting)
 
-STRETCH: Final = 0.25
+STRETCH: Final = 0.05
 """For how many times its own least cost a sequence lets shorter ones go first."""
 
 AGE: Final = 2.0
@@ -86,7 +86,7 @@ class Turns(Generic[W]):
         """Those who were overtaken for too long, in the order in which they became due."""
         while self._late and not self._late[0].waits:
             self._late.popleft()
-        return (waiting for waiting in self._late if waiting.waits)
+        return filter(_waits, self._late)
 
     def add(self, waiting: W) -> None:
         """Give a sequence its turn."""
@@ -171,6 +171,10 @@ class Turns(Generic[W]):
         while dues and not dues[0][2].waits:
             heappop(dues)
         return dues[0][2] if dues else None
+
+
+def _waits(waiting: Waiting) -> bool:
+    return waiting.waits
 
 
 def _compact(heap: _Queue[W], most: int) -> None:

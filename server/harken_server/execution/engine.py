@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
 
+from harken_server.execution import heap
 from harken_server.execution.collate import PaddedBatch
 
 SENTENCE: Final = "sentence_embedding"
@@ -63,6 +64,7 @@ class Engine:
         """Load an ONNX graph. Raises EngineError if it is none, DeviceUnavailable if CUDA does not work here."""
         self._device: Final = options.device
         self._device_id: Final = options.device_id if options.device == "cuda" else 0
+        heap.map_large_blocks()
         session = ort.SessionOptions()
         session.intra_op_num_threads = options.threads
         session.inter_op_num_threads = 1
@@ -99,6 +101,8 @@ class Engine:
         arena = "gpu" if self._device == "cuda" else "cpu"
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"{arena}:{self._device_id}")
         self._run(_SMALLEST, (SENTENCE,), options)
+        if self._device == "cpu":
+            heap.trim()
 
     def _run(self, batch: PaddedBatch, outputs: Sequence[str], options: ort.RunOptions | None) -> Outputs:
         try:

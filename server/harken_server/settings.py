@@ -67,6 +67,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Most memory that running batches may need, beside the weights. 0: half of what is free.",
     )
+    cpu_memory_limit_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most memory that ONNX Runtime's CPU arena may hold: batches, and a packed copy of the weights. "
+        "0: no limit of its own.",
+    )
     gpu_memory_limit_bytes: int = Field(
         0,
         ge=0,

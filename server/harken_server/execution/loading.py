@@ -163,7 +163,7 @@ def _make_engine(bundle: Bundle, settings: Settings, device: str) -> tuple[Engin
             if device == "cuda":
                 raise
             log.info("no CUDA, taking the CPU", why=str(error))
-    return _engine(bundle, DeviceOptions("cpu")), "cpu"
+    return _engine(bundle, DeviceOptions("cpu", memory_limit_bytes=settings.cpu_memory_limit_bytes)), "cpu"
 
 
 def _engine(bundle: Bundle, options: DeviceOptions) -> Engine:

@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     memory_budget_bytes: int = Field(
         0,
         ge=0,
-        description="Most memory that running batches may need, beside the weights. 0: half of what is free.",
+        description="Most memory that running batches may need, beside the weights. 0: half of what is free (on CUDA: "
+        "on the GPU, or under its limit) once the models are loaded; the rest is for messages, answers and neighbours.",
     )
     cpu_memory_limit_bytes: int = Field(
         0,

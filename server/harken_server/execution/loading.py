@@ -20,9 +20,10 @@ from harken_server.execution.engine import (
     cuda_is_built_in,
     runtime_version,
 )
-from harken_server.execution.lanes import Clock, Lane
+from harken_server.execution.lanes import Clock, Lane, shrink
+from harken_server.execution.peaks import Growth, Peaks, Shape, measure_peaks, shapes
 from harken_server.execution.pending import Pending
-from harken_server.execution.surfaces import Fingerprint, Surfaces
+from harken_server.execution.surfaces import Fingerprint, Surface, Surfaces
 from harken_server.models.bundle import Bundle, BundleError, read_bundle
 from harken_server.models.repository import Model, Repository, find_bundles
 from harken_server.models.tokenizer import Tokenizer
@@ -32,14 +33,17 @@ from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits
 from harken_server.settings import Settings
 from harken_server.telemetry.machine import Cgroups, processor_name, usable_cores, usable_memory_bytes
-from harken_server.telemetry.memory import DeviceMemory
+from harken_server.telemetry.memory import DeviceGrowth, DeviceMemory, HostGrowth
 from harken_server.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 _BATCH_TOKENS: Final[dict[Device, int]] = {"cpu": 1024, "cuda": 32768}
-# Of activations: int8 keeps them in float32 between its products.
-_BYTES_PER_VALUE: Final = {"fp32": 4, "fp16": 2, "int8": 4}
+_SECONDS_SHARE: Final = 0.75
+"""Of the time for measuring, for seconds; the rest is for memory."""
+_FREE_SHARE: Final = 0.5
+"""Of free memory, for batches, unless a setting tells. Beside them grow answers that wait for their readers, messages,
+texts that wait for the tokenizer, and whatever else runs on the machine."""
 
 
 class Loader:
@@ -54,13 +58,14 @@ class Loader:
         self._metrics: Final = metrics
         self._clock: Final = clock
         self._surfaces: Final = Surfaces(settings.state_dir)
+        self._cgroups: Final = Cgroups()
+        self._device_memory: DeviceMemory | None = None
         self.lanes: list[Lane] = []
 
     async def load(self) -> None:
         """Load, warm up and serve. Raises BundleError or DeviceUnavailable, one line each."""
         settings = self._settings
-        cgroups = Cgroups()
-        cores, memory = usable_cores(cgroups), usable_memory_bytes(cgroups)
+        cores, memory = usable_cores(self._cgroups), usable_memory_bytes(self._cgroups)
         log.info(
             "machine",
             cores=cores.amount, cores_by=cores.by, memory_bytes=memory.amount, memory_by=memory.by,
@@ -74,26 +79,28 @@ class Loader:
             if not self.lanes:
                 count = settings.lanes or (cores.amount if device == "cpu" else 1)
                 self.lanes = [Lane(index, self._clock) for index in range(count)]
-                device_memory = _device_memory(settings) if device == "cuda" else None
+                self._device_memory = _device_memory(settings) if device == "cuda" else None
                 log.info("device", device=device, lanes=count)
-            await self._serve(bundle, folder, engine, device, device_memory)
-        budget_bytes = settings.memory_budget_bytes or usable_memory_bytes(cgroups).amount // 2
-        self._metrics.watch_memory(budget_bytes, self._batcher.predicted_batch_bytes, device_memory)
-        self._batcher.open(self.lanes, Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes))
+            await self._serve(bundle, folder, engine, device)
+        budget_bytes = self._budget_bytes(device)
+        log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
+        batcher = self._batcher
+        self._metrics.watch_memory(budget_bytes, batcher.predicted_batch_bytes, self._device_memory)
+        batcher.open(self.lanes, Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes))
 
-    async def _serve(
-        self, bundle: Bundle, folder: Path, engine: Engine, device: Device, device_memory: DeviceMemory | None
-    ) -> None:
+    async def _serve(self, bundle: Bundle, folder: Path, engine: Engine, device: Device) -> None:
         manifest = bundle.manifest
         started_s = self._clock()
         tokenizer = None
         if bundle.tokenizer is not None:
             tokenizer = Tokenizer(bundle.tokenizer, manifest.max_length, manifest.vocab_size)
-        hardware = device_memory.name if device_memory else processor_name()
-        calibrated = await asyncio.to_thread(self._calibrate, bundle, folder, engine, device, hardware)
-        memory = MemoryModel.of_encoder(
-            manifest.hidden_size, manifest.intermediate_size, manifest.heads, _BYTES_PER_VALUE[manifest.precision]
+        # On the CPU activations are float32 between the products, whatever the weights are.
+        bytes_per_value = 2 if manifest.precision == "fp16" and device == "cuda" else 4
+        formula = MemoryModel.of_encoder(
+            manifest.hidden_size, manifest.intermediate_size, manifest.heads, bytes_per_value
         )
+        calibrated, peaks = await asyncio.to_thread(self._measure, bundle, folder, engine, device, formula)
+        memory = formula.measured(peaks)
         backlog: Backlog[Pending] = Backlog(CostSurface(calibrated.seconds, calibrated.scale), memory)
         model = Model(manifest, bundle.sha256, tokenizer, device)
         self._batcher.serve(model.key, Served(engine, backlog, self._metrics.for_model(manifest.name)))
@@ -106,14 +113,25 @@ class Loader:
             model=f"{manifest.name}/{manifest.version}",
             shapes=len(calibrated.seconds),
             costs="known" if calibrated.known else "measured",
+            memory="measured" if peaks else "by formula",
             warmup_s=round(self._clock() - started_s, 3),
         )
 
-    def _calibrate(self, bundle: Bundle, folder: Path, engine: Engine, device: Device, hardware: str) -> Calibrated:
+    def _measure(
+        self, bundle: Bundle, folder: Path, engine: Engine, device: Device, formula: MemoryModel
+    ) -> tuple[Calibrated, Peaks]:
+        """Seconds and peak bytes of batches, as far as they fit; what is known is only checked."""
         settings, manifest = self._settings, bundle.manifest
-        grid = Grid(manifest.max_length, settings.max_batch_sequences, self._batch_tokens(device))
+        ends_s = self._clock() + settings.warmup_s
+        budget_bytes = self._budget_bytes(device)
+        grid = Grid(
+            manifest.max_length,
+            settings.max_batch_sequences,
+            self._batch_tokens(device),
+            fits=lambda batch, length: len(self.lanes) * formula.batch_bytes(batch, length) <= budget_bytes,
+        )
         fingerprint: Fingerprint = {
-            "hardware": hardware,
+            "hardware": self._device_memory.name if self._device_memory else processor_name(),
             "device": device,
             "lanes": str(len(self.lanes)),
             "onnxruntime": runtime_version(),
@@ -123,16 +141,48 @@ class Loader:
         known = self._surfaces.find(fingerprint, folder)
         try:
             _check_shape(bundle, engine)
-            calibrated = calibrate(engine, self.lanes, grid, known, settings.warmup_s, self._clock)
+            limit_s = settings.warmup_s * _SECONDS_SHARE
+            calibrated = calibrate(engine, self.lanes, grid, known.seconds if known else None, limit_s, self._clock)
         except EngineError as error:
             raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error
         if calibrated.noisy:
             log.warning("the measured costs make no sense, so they are smoothed", model=manifest.name)
         if known is not None and not calibrated.known:
             log.info("the known costs no longer hold, so they were measured", model=manifest.name)
-        if not calibrated.known:
-            self._surfaces.keep(fingerprint, calibrated.seconds)
-        return calibrated
+        peaks = self._peaks(engine, device, shapes(grid, formula), known.peaks if known else {}, ends_s - self._clock())
+        shrink(engine)  # or else what it holds unused would not count as free
+        surface = Surface(calibrated.seconds, peaks)
+        if surface != known:
+            self._surfaces.keep(fingerprint, surface)
+        return calibrated, peaks
+
+    def _peaks(self, engine: Engine, device: Device, wanted: list[Shape], known: Peaks, limit_s: float) -> Peaks:
+        if not wanted:
+            return {}
+        try:
+            growth = self._growth(device)
+            return measure_peaks(engine, self.lanes[0], wanted, growth, known, limit_s, self._clock)
+        except (EngineError, RuntimeError) as error:
+            log.warning("memory cannot be measured, so what batches take is known or by formula", why=str(error))
+            return known
+
+    def _growth(self, device: Device) -> Growth:
+        if device == "cpu":
+            return HostGrowth()
+        if self._device_memory is None:
+            raise RuntimeError("no NVML")
+        return DeviceGrowth(self._device_memory)
+
+    def _budget_bytes(self, device: Device) -> int:
+        """Most memory that running batches may take, as the setting or what is free now allows."""
+        settings = self._settings
+        if settings.memory_budget_bytes:
+            return settings.memory_budget_bytes
+        limit_bytes = settings.gpu_memory_limit_bytes if device == "cuda" else settings.cpu_memory_limit_bytes
+        free_bytes = self._device_memory.free_bytes() if self._device_memory else None
+        if free_bytes is None:
+            free_bytes = usable_memory_bytes(self._cgroups).amount
+        return int(_FREE_SHARE * min(free_bytes, limit_bytes or free_bytes))
 
     def _batch_tokens(self, device: Device) -> int:
         return self._settings.max_batch_tokens or _BATCH_TOKENS[device]

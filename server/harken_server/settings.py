@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Most memory that ONNX Runtime's CPU arena may hold: batches, and a packed copy of the weights. "
-        "0: no limit of its own.",
+        "A batch that finds no more is split. 0: no limit of its own.",
     )
     gpu_memory_limit_bytes: int = Field(
         0,

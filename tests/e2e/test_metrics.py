@@ -68,6 +68,7 @@ def test_every_metric_of_the_docs_is_there_and_labels_are_closed(minilm_server: 
         "harken_backlog_tokens", "harken_predicted_wait_seconds", "harken_rejected_total", "harken_memory_bytes",
         "harken_engine_busy_seconds_total", "harken_model_info", "harken_cost_error_ratio_bucket",
         "harken_batches_total", "harken_offered_work_seconds_total", "harken_scheduler_seconds_total",
+        "harken_out_of_memory_total",
     ):  # fmt: skip
         assert expected in names
     assert not any("\U0001f600" in sample for sample in samples)

@@ -85,7 +85,7 @@ class Loader:
         budget_bytes = self._budget_bytes(device)
         log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
         batcher = self._batcher
-        self._metrics.watch_memory(budget_bytes, batcher.predicted_batch_bytes, self._device_memory)
+        self._metrics.watch_memory(batcher.present_budget_bytes, batcher.predicted_batch_bytes, self._device_memory)
         batcher.open(self.lanes, Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes))
 
     async def _serve(self, bundle: Bundle, folder: Path, engine: Engine, device: Device) -> None:

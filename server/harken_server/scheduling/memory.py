@@ -1,4 +1,4 @@
-"""What a batch needs in memory."""
+"""What a batch needs in memory, and how much the running batches may take."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,10 @@ MARGIN: Final = 1.25
 """Predicted over measured: an arena that other shapes have cut into pieces holds more than a fresh one."""
 # An allocator that does not give back what the last shape took makes the next one look small.
 _LEAST_SHARE: Final = 0.25
+
+_LOWERED: Final = 0.8
+DOUBLES_S: Final = 60.0
+"""A lowered budget doubles in this time."""
 
 
 class MemoryModel:
@@ -70,3 +74,32 @@ class MemoryModel:
         fraction = (length - self._lengths[right - 1]) / (self._lengths[right] - self._lengths[right - 1])
         row_bytes = self._rows[right - 1] + fraction * (self._rows[right] - self._rows[right - 1])
         return row_bytes if length <= self._lengths[-1] else max(row_bytes, formula)
+
+
+class MemoryBudget:
+    """How much the running batches may take: what is configured; less after a failed allocation; then ever more again.
+
+    A failure shows that the machine gave less than was believed, and nothing shows when that ends. So the budget
+    grows back by itself, doubling every `DOUBLES_S`; if it grows too far, one more batch is split.
+    """
+
+    def __init__(self, configured_bytes: int) -> None:
+        self.configured_bytes: Final = configured_bytes
+        self._least_bytes = 0
+        self._lowered_bytes = configured_bytes
+        self._lowered_s = 0.0
+
+    def keep_room(self, sequence_bytes: int) -> None:
+        """Never fall under what this one sequence is predicted to need: it was accepted, so it must run some time."""
+        self._least_bytes = max(self._least_bytes, min(sequence_bytes, self.configured_bytes))
+
+    def bytes(self, now_s: float) -> int:
+        """The budget at this moment."""
+        doublings = min(max(now_s - self._lowered_s, 0.0) / DOUBLES_S, 64.0)
+        grown_bytes = max(self._lowered_bytes, self._least_bytes) * 2.0**doublings
+        return self.configured_bytes if grown_bytes >= self.configured_bytes else int(grown_bytes)
+
+    def lower(self, tried_bytes: int, now_s: float) -> None:
+        """An allocation failed while running batches were predicted to need `tried_bytes` in all."""
+        self._lowered_bytes = max(int(_LOWERED * min(tried_bytes, self.bytes(now_s))), 1)
+        self._lowered_s = now_s

@@ -9,6 +9,7 @@
     ├── NotReady                the server is loading or draining
     ├── Expired                 its deadline passed, or the server's cap on any request
     ├── Abandoned               the caller went away
+    ├── NoMemory                the machine had none for this sequence, even alone; it may succeed later
     └── ComputeFailed           the engine failed on this sequence alone
 
 They carry evidence, not sentences: only `rpc` knows status codes and speaks to a person.
@@ -202,6 +203,13 @@ class Expired(Refusal):
 @dataclass
 class Abandoned(Refusal):
     """The caller cancelled or went away."""
+
+
+@dataclass
+class NoMemory(Refusal):
+    """Predicted to fit, but the machine had no memory for it, alone and twice. Somebody else holds it, or did."""
+
+    retry_after_s: float
 
 
 @dataclass

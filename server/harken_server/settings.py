@@ -70,7 +70,14 @@ class Settings(BaseSettings):
     memory_budget_bytes: int = Field(
         0,
         ge=0,
-        description="Most memory that running batches may need, beside the weights. 0: half of what is free.",
+        description="Most memory that running batches may need, beside the weights. 0: half of what is free (on CUDA: "
+        "on the GPU, or under its limit) once the models are loaded; the rest is for messages, answers and neighbours.",
+    )
+    cpu_memory_limit_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most memory that ONNX Runtime's CPU arena may hold: batches, and a packed copy of the weights. "
+        "A batch that finds no more is split. 0: no limit of its own.",
     )
     gpu_memory_limit_bytes: int = Field(
         0,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from harken_server.execution.calibration import Calibrated, Grid, Seconds, calibrate
 from harken_server.execution.collate import PaddedBatch
-from harken_server.execution.engine import EngineError, Outputs
+from harken_server.execution.engine import EngineError, OutOfMemory, Outputs
 from harken_server.execution.lanes import Lane
-from harken_server.execution.surfaces import BESIDE_BUNDLE, Surfaces
+from harken_server.execution.surfaces import BESIDE_BUNDLE, Surface, Surfaces
 from structlog.testing import capture_logs
 
 GRID = Grid(max_length=20, most_sequences=4, most_tokens=32)
@@ -23,6 +23,7 @@ class Machine:
 
     def __init__(self, slowness: float = 1.0, disturbed: int = 0) -> None:
         self.now_s = 0.0
+        self.shrunk = 0
         self.shapes: list[tuple[int, ...]] = []
         self._slowness = slowness
         self._disturbed = disturbed
@@ -31,7 +32,7 @@ class Machine:
         return self.now_s
 
     def shrink(self) -> None:
-        raise AssertionError("a calibration gives nothing back")
+        self.shrunk += 1
 
     def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
         self.shapes.append(batch.ids.shape)
@@ -54,6 +55,9 @@ def measured(machine: Machine, lanes: list[Lane], known: Seconds | None = None, 
 
 def true_seconds(slowness: float = 1.0) -> Seconds:
     return {(batch, length): slowness * (0.001 + 0.0001 * batch * length) for batch, length in GRID.cells()}
+
+
+SURFACE = Surface(true_seconds(), {(1, 20): 7, (4, 8): 9})
 
 
 def test_the_grid_is_powers_of_two_up_to_its_limits_and_always_has_the_longest_alone() -> None:
@@ -117,27 +121,56 @@ def test_a_model_that_does_not_run_is_an_error(lanes: list[Lane]) -> None:
         measured(Broken(), lanes)
 
 
+def test_a_cell_for_which_there_is_no_memory_is_left_out(lanes: list[Lane]) -> None:
+    class Small(Machine):
+        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+            if batch.ids.size > 16:
+                raise OutOfMemory("no memory")
+            return super().run(batch, outputs)
+
+    machine = Small()
+    assert measured(machine, lanes).seconds == pytest.approx(
+        {(batch, length): took_s for (batch, length), took_s in true_seconds().items() if batch * length <= 16}
+    )
+    assert machine.shrunk == 9  # three cells, three passes
+
+
+def test_a_machine_without_memory_for_the_smallest_batch_is_an_error(lanes: list[Lane]) -> None:
+    class Full(Machine):
+        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+            raise OutOfMemory("no memory")
+
+    with pytest.raises(OutOfMemory):
+        measured(Full(), lanes)
+
+
 def test_what_was_kept_is_found_under_the_same_fingerprint_only(tmp_path: Path) -> None:
     surfaces = Surfaces(tmp_path)
     assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) is None
-    surfaces.keep(FINGERPRINT, true_seconds())
-    assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == true_seconds()
+    surfaces.keep(FINGERPRINT, SURFACE)
+    assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == SURFACE
     assert surfaces.find({**FINGERPRINT, "hardware": "another"}, tmp_path / BESIDE_BUNDLE) is None
 
 
 def test_a_surface_beside_the_bundle_is_taken_first_unless_it_is_from_elsewhere(tmp_path: Path) -> None:
     surfaces = Surfaces(tmp_path / "state")
-    surfaces.keep(FINGERPRINT, true_seconds())
+    surfaces.keep(FINGERPRINT, SURFACE)
     (kept,) = (tmp_path / "state" / "surfaces").iterdir()
     beside = json.loads(kept.read_text())
     beside["seconds"] = [[1, 1, 7.0]]
     (tmp_path / BESIDE_BUNDLE).write_text(json.dumps(beside))
-    assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == {(1, 1): 7.0}
+    assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == Surface({(1, 1): 7.0}, SURFACE.peaks)
     beside["fingerprint"]["hardware"] = "another"
     (tmp_path / BESIDE_BUNDLE).write_text(json.dumps(beside))
     with capture_logs() as logs:
-        assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == true_seconds()
+        assert surfaces.find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == SURFACE
     assert [line["differing"] for line in logs] == [["hardware"]]
+
+
+def test_a_surface_from_before_memory_was_measured_has_no_peaks(tmp_path: Path) -> None:
+    content = {"fingerprint": FINGERPRINT, "seconds": [[1, 1, 7.0]]}
+    (tmp_path / BESIDE_BUNDLE).write_text(json.dumps(content))
+    assert Surfaces(tmp_path / "state").find(FINGERPRINT, tmp_path / BESIDE_BUNDLE) == Surface({(1, 1): 7.0}, {})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +178,9 @@ def test_a_surface_beside_the_bundle_is_taken_first_unless_it_is_from_elsewhere(
     [
         "", "{", "[]", '{"fingerprint": {}}', '{"fingerprint": {}, "seconds": []}',
         '{"fingerprint": {}, "seconds": [[1, 1, 0]]}', '{"fingerprint": {}, "seconds": [[1, 1, NaN]]}',
+        '{"fingerprint": {}, "seconds": [[1, 1, 1]], "peak_bytes": [[1, 1, -1]]}',
+        '{"fingerprint": {}, "seconds": [[1, 1, 1]], "peak_bytes": [[1, 1, Infinity]]}',
+        '{"fingerprint": {}, "seconds": [[1, 1, 1]], "peak_bytes": {"1": 1}}',
         '{"fingerprint": {}, "seconds": [[-1, 1, 1]]}', '{"fingerprint": {}, "seconds": [[1, 1]]}', "[" * 100_000,
         " " * (1 << 20) + "{}",
     ],
@@ -159,5 +195,5 @@ def test_a_damaged_surface_is_said_and_not_used(tmp_path: Path, content: str) ->
 def test_a_folder_that_cannot_be_written_is_one_log_line(tmp_path: Path) -> None:
     (tmp_path / "surfaces").write_text("a file where the folder should be")
     with capture_logs() as logs:
-        Surfaces(tmp_path).keep(FINGERPRINT, true_seconds())
+        Surfaces(tmp_path).keep(FINGERPRINT, SURFACE)
     assert [line["event"] for line in logs] == ["the cost surface cannot be kept, so the next start measures again"]

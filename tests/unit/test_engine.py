@@ -1,5 +1,7 @@
 """The engine on real graphs: padding that changes nothing, errors with a name, and wheels that exclude each other."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -72,6 +74,43 @@ def test_what_onnx_runtime_refuses_is_one_error_and_the_session_goes_on(tiny: En
     with pytest.raises(EngineError):
         tiny.run(collate([np.array([10_000_000])]), (SENTENCE,))
     assert np.isfinite(tiny.run(collate([np.array([1])]), (SENTENCE,))[SENTENCE]).all()
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from harken_server.execution.collate import collate
+from harken_server.execution.engine import SENTENCE, DeviceOptions, Engine, EngineError, OutOfMemory
+
+model, limit_of, limit_bytes = Path(sys.argv[1]).read_bytes(), sys.argv[2], 128 << 20
+engine = Engine(model, DeviceOptions("cpu", memory_limit_bytes=limit_bytes if limit_of == "arena" else 0))
+long = collate([np.full(384, 101)])
+alone = engine.run(long, (SENTENCE,))[SENTENCE]
+if limit_of == "process":
+    mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + limit_bytes,) * 2)
+for _ in range(2):
+    try:
+        engine.run(collate([np.full(512, 101)] * 16), (SENTENCE,))
+    except OutOfMemory as error:
+        print(error)
+try:
+    engine.run(collate([np.array([10_000_000])]), (SENTENCE,))
+except EngineError as error:
+    assert not isinstance(error, OutOfMemory), error
+engine.shrink()
+np.testing.assert_array_equal(engine.run(long, (SENTENCE,))[SENTENCE], alone)
+"""
+
+
+@pytest.mark.parametrize("limit_of", ["arena", "process"])
+def test_an_allocation_that_fails_is_known_as_such_and_the_session_goes_on(minilm_models: Path, limit_of: str) -> None:
+    # In a process of its own: either limit is for good.
+    command = [sys.executable, "-c", LIMITED, str(minilm_models / "all-MiniLM-L6-v2" / "1" / "model.onnx"), limit_of]
+    errors = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(errors) == 2
+    assert all(error.startswith("Error in execution") and "Status Message" not in error for error in errors)
 
 
 def test_bytes_that_are_no_graph_are_an_error_of_one_line() -> None:

@@ -81,16 +81,16 @@ def test_every_problem_has_a_sentence_and_a_reason(kind: type[errors.Problem]) -
 def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
     later = [
         errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.NotReady("draining", 1.0),
-        errors.DeadlineUnreachable(2.0, 1.0, 1.0),
+        errors.DeadlineUnreachable(2.0, 1.0, 1.0), errors.NoMemory(1.0),
     ]  # fmt: skip
     never = [
         errors.InvalidRequest((errors.Missing("inputs"),)), errors.ModelNotFound("m", 0, (), ()), errors.Expired(True),
         errors.Expired(False), errors.Abandoned(), errors.ComputeFailed("ENGINE_FAILED"),
         errors.ComputeFailed("NOT_FINITE"), errors.BacklogFull(0, 9, 6, "tokens", 0.25),
     ]  # fmt: skip
-    assert [answer(refusal, "id").retry_after_s for refusal in later] == [0.25, 1.0, 1.0]
+    assert [answer(refusal, "id").retry_after_s for refusal in later] == [0.25, 1.0, 1.0, 1.0]
     assert [dict(answer(refusal, "id").trailers())["grpc-retry-pushback-ms"] for refusal in later] == [
-        "250", "1000", "1000",
+        "250", "1000", "1000", "1000",
     ]  # fmt: skip
     assert [answer(refusal, "id").retry_after_s for refusal in never] == [None] * len(never)
 
@@ -100,7 +100,7 @@ REFUSALS = [
     errors.TurnedOff("s"), errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
     errors.NotReady("loading", 1.0), errors.NotReady("draining", 1.0),
 ]  # fmt: skip
-ENDINGS = [errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_FINITE")]
+ENDINGS = [errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_FINITE"), errors.NoMemory(1.0)]
 
 
 def test_every_refusal_is_counted_by_its_reason_and_told_on_the_page() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from harken_server.errors import BacklogFull, Expired, Refusal
+from harken_server.errors import BacklogFull, Expired, NoMemory, Refusal
 from harken_server.execution.engine import Runner
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Clock, Lane, Ran, shrink
@@ -17,7 +17,7 @@ from harken_server.execution.pending import Outcome, Pending, outcome_label
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.lanes import Lanes
-from harken_server.scheduling.memory import MemoryModel
+from harken_server.scheduling.memory import MemoryBudget, MemoryModel
 from harken_server.scheduling.policy import Limits, Start, decide
 from harken_server.telemetry.instruments import Count
 from harken_server.telemetry.metrics import Metrics, ModelMetrics
@@ -62,6 +62,7 @@ class Batcher:
         self._loop: Final = asyncio.get_running_loop()
         self._lanes: Sequence[Lane] = ()
         self._limits = Limits(sequences=0, padded_tokens=0, memory_bytes=0)
+        self._budget = MemoryBudget(0)
         self._models: Final[dict[ModelKey, Served]] = {}
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
         self._cores = Lanes(0)
@@ -74,6 +75,7 @@ class Batcher:
         self._cores = Lanes(len(lanes), wide=wide_lane is not None)
         self._lanes = [*lanes, wide_lane] if wide_lane else lanes
         self._limits = limits
+        self._budget = MemoryBudget(limits.memory_bytes)
         self._busy_seconds.extend(self._metrics.engine_busy.labels(lane.name) for lane in self._lanes)
         self._pump()
         self._shrink_when_idle()  # of what the warm-up left behind
@@ -89,8 +91,12 @@ class Batcher:
 
     @property
     def memory_budget_bytes(self) -> int:
-        """Most memory that the running batches may take."""
-        return self._limits.memory_bytes
+        """Most memory that the running batches may ever take."""
+        return self._budget.configured_bytes
+
+    def present_budget_bytes(self) -> int:
+        """Most memory that they may take now: less for a while after an allocation failed."""
+        return self._budget.bytes(self._clock())
 
     def memory_model(self, key: ModelKey) -> MemoryModel:
         """What a batch of this model is predicted to need."""
@@ -135,6 +141,7 @@ class Batcher:
         except Refusal:
             served.metrics.work_refused.inc(work_s)
             raise
+        self._budget.keep_room(served.backlog.memory.batch_bytes(1, max(lengths)))
         served.metrics.work_accepted.inc(work_s)
         served.metrics.accepted.inc(len(pendings))
         for pending in pendings:
@@ -163,7 +170,7 @@ class Batcher:
         try:
             while self._cores.free:
                 now_s = self._clock()
-                left_bytes = self._limits.memory_bytes - self.predicted_batch_bytes()
+                left_bytes = self._budget.bytes(now_s) - self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
                 decision = decide(self._backlogs, self._cores, limits, now_s)
                 self._scheduler_seconds.inc(self._clock() - now_s)
@@ -203,16 +210,37 @@ class Batcher:
     def _ran(self, start: Start[ModelKey, Pending], ran: Ran) -> None:
         del self._running[start.lane]
         self._cores.done(start.lane)
+        served = self._models[start.model]
+        answers = list(zip(ran.pendings, ran.outcomes, strict=True))
+        if ran.short:
+            answers = self._after_no_memory(served, ran.short, answers)
         # The lane gets its next batch first, its last one's answers go out while that runs.
         self._pump()
-        served = self._models[start.model]
         self._count(served, start, ran)
         now_s = self._clock()
-        for pending, outcome in zip(ran.pendings, ran.outcomes, strict=True):
+        for pending, outcome in answers:
             pending.stamps.scattered_s = now_s
             self._settle(served, pending, outcome)
         self._history.add(start, ran, served.backlog.cost, now_s)
         self._shrink_when_idle()
+
+    def _after_no_memory(
+        self, served: Served, short: Sequence[tuple[int, int]], answers: list[tuple[Pending, Outcome]]
+    ) -> list[tuple[Pending, Outcome]]:
+        """Lower the budget. Returns the answers, less those of sequences that wait again, to run with less beside."""
+        now_s = self._clock()
+        for rows, padded_length in short:
+            served.metrics.out_of_memory.inc()
+            tried_bytes = served.backlog.memory.batch_bytes(rows, padded_length)
+            self._budget.lower(self.predicted_batch_bytes() + tried_bytes, now_s)
+        final = []
+        for pending, outcome in answers:
+            if isinstance(outcome, NoMemory) and not pending.found_no_memory and pending.outcome is None:
+                pending.found_no_memory = True
+                served.backlog.add(pending)
+            else:
+                final.append((pending, outcome))
+        return final
 
     def _shrink_when_idle(self) -> None:
         """Arm it; the next batch disarms it."""

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 from harken_server.execution.collate import collate
-from harken_server.execution.engine import SENTENCE, Runner
-from harken_server.execution.lanes import Clock, Lane
+from harken_server.execution.engine import SENTENCE, OutOfMemory, Runner
+from harken_server.execution.lanes import Clock, Lane, shrink
 
 Seconds = dict[tuple[int, int], float]
 """By (batch, padded length)."""
@@ -34,6 +34,8 @@ class Grid:
     most_sequences: int
     most_tokens: int
     """Of a batch of several; a single sequence is always allowed, however long."""
+    fits: Callable[[int, int], bool] = lambda batch, padded_length: True
+    """Whether all lanes may run such a batch at the same time, as the budget of memory is."""
 
     def cells(self) -> list[tuple[int, int]]:
         """(batch, padded length), the fewest tokens first."""
@@ -41,7 +43,8 @@ class Grid:
         batches = [2**k for k in range(17) if 2**k <= self.most_sequences]
         cells = [(batch, length) for batch in batches for length in lengths]
         allowed = [(batch, length) for batch, length in cells if batch == 1 or batch * length <= self.most_tokens]
-        return sorted(allowed, key=lambda cell: (cell[0] * cell[1], cell[0]))
+        smallest, *others = sorted(allowed, key=lambda cell: (cell[0] * cell[1], cell[0]))
+        return [smallest, *(cell for cell in others if self.fits(*cell))]
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def calibrate(
     """Measure the grid, or find in one pass over it that a known surface still holds.
 
     A cell counts as its fastest run. All lanes run at the same time, as they will under load, so that they share
-    caches and memory as they will then. Ends when `limit_s` is over; the smallest cell always runs. Raises
-    EngineError if the model does not run.
+    caches and memory as they will then. Ends when `limit_s` is over; the smallest cell always runs. A cell for which
+    there is no memory is left out. Raises EngineError if the model does not run.
     """
     ends_s = clock() + limit_s
     seconds: Seconds = {}
@@ -84,26 +87,26 @@ def _measure(
 ) -> None:
     """Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next."""
     cells = grid.cells() * passes
-    errors: list[Exception] = []
     lock = Lock()
 
     def work() -> None:
-        try:
-            for batch, length in cells:
-                if clock() > ends_s and seconds:
-                    return
-                rows = collate([np.ones(length, np.int64)] * batch)
-                started_s = clock()
+        for batch, length in cells:
+            if clock() > ends_s and seconds:
+                return
+            rows = collate([np.ones(length, np.int64)] * batch)
+            started_s = clock()
+            try:
                 runner.run(rows, (SENTENCE,))
-                took_s = clock() - started_s
-                with lock:
-                    seconds[batch, length] = min(took_s, seconds.get((batch, length), took_s))
-        except Exception as error:  # noqa: BLE001 - crosses from the lane's thread to the caller, who raises it
-            errors.append(error)
+            except OutOfMemory:
+                if not seconds:
+                    raise
+                shrink(runner)
+                continue
+            took_s = clock() - started_s
+            with lock:
+                seconds[batch, length] = min(took_s, seconds.get((batch, length), took_s))
 
-    _on_all(lanes, work)
-    if errors:
-        raise errors[0]
+    on_all(lanes, work)
 
 
 def _agreement(seconds: Seconds, known: Seconds) -> float | None:
@@ -131,14 +134,21 @@ def _senseless(seconds: Mapping[tuple[int, int], float]) -> bool:
     return fallen > _SENSELESS_SHARE * len(seconds)
 
 
-def _on_all(lanes: Sequence[Lane], work: Callable[[], None]) -> None:
+def on_all(lanes: Sequence[Lane], work: Callable[[], None]) -> None:
+    """Run `work` on every lane at once, and wait. Raises what it raised."""
     done = [Event() for _ in lanes]
+    errors: list[Exception] = []
     for lane, event in zip(lanes, done, strict=True):
 
         def run(event: Event = event) -> None:
-            work()
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - crosses from the lane's thread to the caller, who raises it
+                errors.append(error)
             event.set()
 
         lane.call(run)
     for event in done:
         event.wait()
+    if errors:
+        raise errors[0]

@@ -1,7 +1,9 @@
 """The only room that knows ONNX Runtime: a model's bytes in, arrays out."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final, Literal, Protocol
 
@@ -9,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
 
+from harken_server.execution import heap
 from harken_server.execution.collate import PaddedBatch
 
 SENTENCE: Final = "sentence_embedding"
@@ -16,12 +19,22 @@ TOKENS: Final = "token_embeddings"
 
 _SMALLEST: Final = PaddedBatch(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64), (1,))
 
+# What ONNX Runtime says when an arena or its limit, the C library, CUDA or cuBLAS has no memory left. There is no code.
+_NO_MEMORY: Final = re.compile(
+    r"Failed to allocate memory|is smaller than requested bytes|bad_alloc|bad allocation|out of memory|ALLOC_FAILED"
+)
+_SAME_AS_REQUESTED: Final = 1
+
 Device = Literal["cpu", "cuda"]
 Outputs = Mapping[str, npt.NDArray[np.float32]]
 
 
 class EngineError(Exception):
     """A run that failed. The message is ONNX Runtime's, for the log only."""
+
+
+class OutOfMemory(EngineError):
+    """A run for which there was not enough memory. The session is sound, and a smaller batch may run."""
 
 
 class DeviceUnavailable(Exception):
@@ -34,7 +47,7 @@ class Runner(Protocol):
     def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
         """Compute the named outputs: sentence_embedding float32 [B, H], token_embeddings float32 [B, L, H].
 
-        Raises EngineError.
+        Raises OutOfMemory, or else EngineError.
         """
         ...
 
@@ -52,7 +65,7 @@ class DeviceOptions:
     threads: int = 1
     """Intra-op threads of one run, on the CPU."""
     memory_limit_bytes: int = 0
-    """Of the CUDA arena; 0 is no limit of its own."""
+    """Of the arena; 0 is no limit of its own. On the CPU one arena and its limit serve every session."""
     arena_extend: Literal["same-as-requested", "next-power-of-two"] = "same-as-requested"
 
 
@@ -63,6 +76,7 @@ class Engine:
         """Load an ONNX graph. Raises EngineError if it is none, DeviceUnavailable if CUDA does not work here."""
         self._device: Final = options.device
         self._device_id: Final = options.device_id if options.device == "cuda" else 0
+        heap.map_large_blocks()
         session = ort.SessionOptions()
         session.intra_op_num_threads = options.threads
         session.inter_op_num_threads = 1
@@ -75,6 +89,9 @@ class Engine:
         providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
         if options.device == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", _cuda_options(options)))
+        elif options.memory_limit_bytes:
+            _limit_cpu_arena(options.memory_limit_bytes)
+            session.add_session_config_entry("session.use_env_allocators", "1")
         try:
             if options.device == "cuda":
                 ort.preload_dlls()
@@ -99,6 +116,8 @@ class Engine:
         arena = "gpu" if self._device == "cuda" else "cpu"
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"{arena}:{self._device_id}")
         self._run(_SMALLEST, (SENTENCE,), options)
+        if self._device == "cpu":
+            heap.trim()
 
     def _run(self, batch: PaddedBatch, outputs: Sequence[str], options: ort.RunOptions | None) -> Outputs:
         try:
@@ -111,7 +130,8 @@ class Engine:
             self._session.run_with_iobinding(binding, options)
             return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
         except Exception as error:
-            raise EngineError(_first_line(error)) from error
+            short = isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))
+            raise (OutOfMemory if short else EngineError)(_first_line(error)) from error
 
 
 def check_installation() -> None:
@@ -136,6 +156,14 @@ def runtime_version() -> str:
 def cuda_is_built_in() -> bool:
     """Whether the installed wheel has the CUDA execution provider; a GPU is another question."""
     return "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+@cache
+def _limit_cpu_arena(limit_bytes: int) -> None:
+    """Make the arena that sessions with `use_env_allocators` share. The last limit that was given holds."""
+    arena = ort.OrtArenaCfg({"max_mem": limit_bytes, "arena_extend_strategy": _SAME_AS_REQUESTED})
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, arena)
 
 
 def _cuda_options(options: DeviceOptions) -> dict[str, str]:

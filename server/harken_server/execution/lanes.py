@@ -9,12 +9,15 @@ from typing import Final
 import numpy as np
 import structlog
 
-from harken_server.errors import ComputeFailed
+from harken_server.errors import ComputeFailed, NoMemory
 from harken_server.execution.collate import collate
-from harken_server.execution.engine import TOKENS, EngineError, Runner
+from harken_server.execution.engine import TOKENS, EngineError, OutOfMemory, Runner
 from harken_server.execution.pending import Outcome, Pending
 
 log = structlog.get_logger()
+
+_RETRY_AFTER_S: Final = 1.0
+"""By then, if nothing runs, memory that large batches left behind has gone back."""
 
 Clock = Callable[[], float]
 
@@ -29,6 +32,8 @@ class Ran:
     """Time in the engine; 0 if the batch failed or had to be split."""
     busy_s: float
     """Time on the lane."""
+    short: Sequence[tuple[int, int]] = ()
+    """(rows, padded length) of the batch, and of its parts, for which there was no memory, in the order of trying."""
 
 
 class Lane:
@@ -68,24 +73,36 @@ def shrink(runner: Runner) -> None:
 
 
 def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> Ran:
-    """Collate, compute, check. A batch that fails is halved until only the sequence at fault fails."""
+    """Collate, compute, check. A batch that fails is halved until only the sequence at fault fails.
+
+    Where memory was short, what the engine holds unused goes back before the halves run.
+    """
     started_s = clock()
-    outcomes = _outcomes(runner, pendings, clock)
+    short: list[tuple[int, int]] = []
+    outcomes = _outcomes(runner, pendings, clock, short)
     first, last = pendings[0].stamps, pendings[-1].stamps
     whole = first.computed_s == last.computed_s
-    return Ran(pendings, outcomes, first.computed_s - first.collated_s if whole else 0.0, clock() - started_s)
+    return Ran(pendings, outcomes, first.computed_s - first.collated_s if whole else 0.0, clock() - started_s, short)
 
 
-def _outcomes(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> list[Outcome]:
+def _outcomes(runner: Runner, pendings: Sequence[Pending], clock: Clock, short: list[tuple[int, int]]) -> list[Outcome]:
+    failure: Outcome = ComputeFailed("ENGINE_FAILED")
     try:
         return _run(runner, pendings, clock)
+    except (OutOfMemory, MemoryError) as error:
+        padded_length = max(pending.length for pending in pendings)
+        log.warning("no memory for a batch", sequences=len(pendings), padded_length=padded_length, error=str(error))
+        short.append((len(pendings), padded_length))
+        shrink(runner)
+        failure = NoMemory(_RETRY_AFTER_S)
     except Exception as error:  # noqa: BLE001 - the lane's edge: whatever goes wrong, each sequence gets an answer
         what = str(error) if isinstance(error, EngineError) else type(error).__name__
         log.warning("batch failed", sequences=len(pendings), error=what)
     if len(pendings) == 1:
-        return [ComputeFailed("ENGINE_FAILED")]
+        return [failure]
     middle = len(pendings) // 2
-    return _outcomes(runner, pendings[:middle], clock) + _outcomes(runner, pendings[middle:], clock)
+    halves = (pendings[:middle], pendings[middle:])
+    return [outcome for half in halves for outcome in _outcomes(runner, half, clock, short)]
 
 
 def _run(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> list[Outcome]:

@@ -1,15 +1,13 @@
 """From the folders of bundles to models that are served: check, load, warm up, measure."""
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import structlog
 
 from harken_server.execution.batcher import Batcher, Served
-from harken_server.execution.calibration import Calibrated, Grid, calibrate
+from harken_server.execution.calibration import Grid
 from harken_server.execution.collate import collate
 from harken_server.execution.engine import (
     SENTENCE,
@@ -22,8 +20,9 @@ from harken_server.execution.engine import (
     runtime_version,
 )
 from harken_server.execution.lanes import Clock, Lane
+from harken_server.execution.measuring import Measured, Measuring
 from harken_server.execution.pending import Pending
-from harken_server.execution.surfaces import BESIDE_BUNDLE, WIDE_BESIDE_BUNDLE, Fingerprint, Surfaces
+from harken_server.execution.surfaces import Surfaces
 from harken_server.models.bundle import Bundle, BundleError, read_bundle
 from harken_server.models.repository import Model, Repository, find_bundles
 from harken_server.models.tokenizer import Tokenizer
@@ -32,17 +31,16 @@ from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Limits
 from harken_server.settings import Settings
-from harken_server.telemetry.machine import Cgroups, processor_name, usable_cores, usable_memory_bytes
+from harken_server.telemetry.machine import Cgroups, usable_cores, usable_memory_bytes
 from harken_server.telemetry.memory import DeviceMemory
 from harken_server.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 _BATCH_TOKENS: Final[dict[Device, int]] = {"cpu": 1024, "cuda": 32768}
-# Of its time on one core: what all cores must take at most, at some length, for the second copy of the weights.
-_CLEARLY: Final = 0.9
-# Of activations: int8 keeps them in float32 between its products.
-_BYTES_PER_VALUE: Final = {"fp32": 4, "fp16": 2, "int8": 4}
+_FREE_SHARE: Final = 0.5
+"""Of free memory, for batches, unless a setting tells. Beside them grow answers that wait for their readers, messages,
+texts that wait for the tokenizer, and whatever else runs on the machine."""
 
 
 class Loader:
@@ -56,15 +54,15 @@ class Loader:
         self._batcher: Final = batcher
         self._metrics: Final = metrics
         self._clock: Final = clock
-        self._surfaces: Final = Surfaces(settings.state_dir)
-        self.lanes: list[Lane] = []
-        self.wide_lane: Lane | None = None
+        self._cgroups: Final = Cgroups()
+        self._device_memory: DeviceMemory | None = None
+        self._lanes: list[Lane] = []
+        self._wide_lane: Lane | None = None
 
     async def load(self) -> None:
         """Load, warm up and serve. Raises BundleError or DeviceUnavailable, one line each."""
         settings = self._settings
-        cgroups = Cgroups()
-        cores, memory = usable_cores(cgroups), usable_memory_bytes(cgroups)
+        cores, memory = usable_cores(self._cgroups), usable_memory_bytes(self._cgroups)
         log.info(
             "machine",
             cores=cores.amount, cores_by=cores.by, memory_bytes=memory.amount, memory_by=memory.by,
@@ -75,38 +73,38 @@ class Loader:
             bundle = await asyncio.to_thread(read_bundle, folder)
             engine, device = await asyncio.to_thread(_make_engine, bundle, settings, wanted)
             wanted = device  # all models run where the first one does
-            if not self.lanes:
-                count = settings.lanes or (cores.amount if device == "cpu" else 1)
-                self.lanes = [Lane(str(index), self._clock) for index in range(count)]
-                if device == "cpu" and count > 1 and settings.wide_lane:
-                    self.wide_lane = Lane("wide", self._clock)
-                device_memory = _device_memory(settings) if device == "cuda" else None
-                log.info("device", device=device, lanes=count, wide_lane=self.wide_lane is not None)
-            await self._serve(bundle, engine, device, device_memory)
-        budget_bytes = settings.memory_budget_bytes or usable_memory_bytes(cgroups).amount // 2
-        self._metrics.watch_memory(budget_bytes, self._batcher.predicted_batch_bytes, device_memory)
+            if not self._lanes:
+                self._make_lanes(device, settings.lanes or (cores.amount if device == "cpu" else 1))
+            await self._serve(bundle, engine, device)
+        budget_bytes = self._budget_bytes(device)
+        log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
+        batcher = self._batcher
+        self._metrics.watch_memory(batcher.present_budget_bytes, batcher.predicted_batch_bytes, self._device_memory)
         limits = Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes)
-        self._batcher.open(self.lanes, self.wide_lane, limits)
+        batcher.open(self._lanes, self._wide_lane, limits)
 
     def stop(self) -> None:
         """End the lanes."""
-        for lane in [*self.lanes, *([self.wide_lane] if self.wide_lane else [])]:
+        for lane in self._lanes:
             lane.stop()
+        if self._wide_lane is not None:
+            self._wide_lane.stop()
 
-    async def _serve(self, bundle: Bundle, engine: Engine, device: Device, device_memory: DeviceMemory | None) -> None:
+    def _make_lanes(self, device: Device, count: int) -> None:
+        self._lanes = [Lane(str(index), self._clock) for index in range(count)]
+        if device == "cpu" and count > 1 and self._settings.wide_lane:
+            self._wide_lane = Lane("wide", self._clock)
+        self._device_memory = _device_memory(self._settings) if device == "cuda" else None
+        log.info("device", device=device, lanes=count, wide_lane=self._wide_lane is not None)
+
+    async def _serve(self, bundle: Bundle, engine: Engine, device: Device) -> None:
         manifest = bundle.manifest
         started_s = self._clock()
         tokenizer = None
         if bundle.tokenizer is not None:
             tokenizer = Tokenizer(bundle.tokenizer, manifest.max_length, manifest.vocab_size)
-        hardware = device_memory.name if device_memory else processor_name()
-        calibrated = await asyncio.to_thread(self._calibrate, bundle, engine, device, hardware)
-        cost = CostSurface(calibrated.seconds, calibrated.scale)
-        wide_engine, wide_cost = await asyncio.to_thread(self._try_wide, bundle, cost, hardware)
-        memory = MemoryModel.of_encoder(
-            manifest.hidden_size, manifest.intermediate_size, manifest.heads, _BYTES_PER_VALUE[manifest.precision]
-        )
-        backlog: Backlog[Pending] = Backlog(cost, memory, wide_cost)
+        measured, wide_engine, wide_cost = await asyncio.to_thread(self._measure, bundle, engine, device)
+        backlog: Backlog[Pending] = Backlog(measured.cost, measured.memory, wide_cost)
         model = Model(manifest, bundle.sha256, tokenizer, device)
         self._batcher.serve(model.key, Served(engine, wide_engine, backlog, self._metrics.for_model(manifest.name)))
         self._repository.add(model)
@@ -116,61 +114,65 @@ class Loader:
         log.info(
             "model ready",
             model=f"{manifest.name}/{manifest.version}",
-            shapes=len(calibrated.seconds),
-            costs="known" if calibrated.known else "measured",
+            shapes=measured.shapes,
+            costs="known" if measured.seconds_known else "measured",
+            memory="measured" if measured.bytes_measured else "by formula",
             wide=wide_engine is not None,
             warmup_s=round(self._clock() - started_s, 3),
         )
 
-    def _calibrate(self, bundle: Bundle, engine: Engine, device: Device, hardware: str) -> Calibrated:
-        manifest = bundle.manifest
-        grid = Grid(manifest.max_length, self._settings.max_batch_sequences, self._batch_tokens(device))
+    def _measure(
+        self, bundle: Bundle, engine: Engine, device: Device
+    ) -> tuple[Measured, Engine | None, CostSurface | None]:
+        """What batches cost, and the engine of the wide lane with its cost where that pays."""
+        settings, manifest = self._settings, bundle.manifest
+        # On the CPU activations are float32 between the products, whatever the weights are.
+        bytes_per_value = 2 if manifest.precision == "fp16" and device == "cuda" else 4
+        formula = MemoryModel.of_encoder(
+            manifest.hidden_size, manifest.intermediate_size, manifest.heads, bytes_per_value
+        )
+        budget_bytes = self._budget_bytes(device)
+        grid = Grid(
+            manifest.max_length,
+            settings.max_batch_sequences,
+            self._batch_tokens(device),
+            fits=lambda batch, length: len(self._lanes) * formula.batch_bytes(batch, length) <= budget_bytes,
+        )
+        measuring = Measuring(
+            Surfaces(settings.state_dir),
+            self._lanes,
+            self._wide_lane,
+            device,
+            self._device_memory,
+            settings.warmup_s,
+            self._clock,
+        )
         try:
             _check_shape(bundle, engine)
-            fingerprint = self._fingerprint(bundle, grid, hardware, device)
-            return self._surface(engine, self.lanes, grid, fingerprint, bundle.folder / BESIDE_BUNDLE)
+            measured = measuring.narrow(bundle, engine, grid, formula)
         except EngineError as error:
             raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error
+        if self._wide_lane is None:
+            return measured, None, None
+        try:
+            wide_engine = Engine(bundle.model, _on_cpu(settings, threads=len(self._lanes)))
+            wide_cost = measuring.wide(bundle, wide_engine, measured.cost)
+        except EngineError as error:
+            # There may be no memory for the weights again; everything runs on the narrow lanes as well.
+            log.warning("no wide lane for this model", model=manifest.name, why=str(error))
+            return measured, None, None
+        return (measured, wide_engine, wide_cost) if wide_cost else (measured, None, None)
 
-    def _try_wide(self, bundle: Bundle, cost: CostSurface, hardware: str) -> tuple[Engine | None, CostSurface | None]:
-        """The same model on all cores, if it is clearly faster for one sequence of some length."""
-        if self.wide_lane is None:
-            return None, None
-        manifest = bundle.manifest
-        engine = _engine(bundle, DeviceOptions("cpu", threads=len(self.lanes)))
-        grid = Grid(manifest.max_length, most_sequences=1, most_tokens=0)
-        fingerprint = self._fingerprint(bundle, grid, hardware, "cpu, wide")
-        calibrated = self._surface(engine, [self.wide_lane], grid, fingerprint, bundle.folder / WIDE_BESIDE_BUNDLE)
-        wide_cost = CostSurface(calibrated.seconds, calibrated.scale)
-        lengths = [length for _, length in calibrated.seconds]
-        if all(wide_cost.seconds(1, length) > _CLEARLY * cost.seconds(1, length) for length in lengths):
-            log.info("one sequence is no faster on all cores", model=manifest.name)
-            return None, None
-        return engine, wide_cost
-
-    def _fingerprint(self, bundle: Bundle, grid: Grid, hardware: str, device: str) -> Fingerprint:
-        return {
-            "hardware": hardware,
-            "device": device,
-            "lanes": str(len(self.lanes)),
-            "onnxruntime": runtime_version(),
-            "bundle": bundle.sha256,
-            "grid": f"{grid.max_length}, {grid.most_sequences}, {grid.most_tokens}",
-        }
-
-    def _surface(
-        self, engine: Engine, lanes: Sequence[Lane], grid: Grid, fingerprint: Fingerprint, beside: Path
-    ) -> Calibrated:
-        """What batches cost here: known, or measured and kept. Raises EngineError if the model does not run."""
-        known = self._surfaces.find(fingerprint, beside)
-        calibrated = calibrate(engine, lanes, grid, known, self._settings.warmup_s, self._clock)
-        if calibrated.noisy:
-            log.warning("the measured costs make no sense, so they are smoothed", device=fingerprint["device"])
-        if known is not None and not calibrated.known:
-            log.info("the known costs no longer hold, so they were measured", device=fingerprint["device"])
-        if not calibrated.known:
-            self._surfaces.keep(fingerprint, calibrated.seconds)
-        return calibrated
+    def _budget_bytes(self, device: Device) -> int:
+        """Most memory that running batches may take, as the setting or what is free now allows."""
+        settings = self._settings
+        if settings.memory_budget_bytes:
+            return settings.memory_budget_bytes
+        limit_bytes = settings.gpu_memory_limit_bytes if device == "cuda" else settings.cpu_memory_limit_bytes
+        free_bytes = self._device_memory.free_bytes() if self._device_memory else None
+        if free_bytes is None:
+            free_bytes = usable_memory_bytes(self._cgroups).amount
+        return int(_FREE_SHARE * min(free_bytes, limit_bytes or free_bytes))
 
     def _batch_tokens(self, device: Device) -> int:
         return self._settings.max_batch_tokens or _BATCH_TOKENS[device]
@@ -201,7 +203,11 @@ def _make_engine(bundle: Bundle, settings: Settings, device: str) -> tuple[Engin
             if device == "cuda":
                 raise
             log.info("no CUDA, taking the CPU", why=str(error))
-    return _engine(bundle, DeviceOptions("cpu")), "cpu"
+    return _engine(bundle, _on_cpu(settings, threads=1)), "cpu"
+
+
+def _on_cpu(settings: Settings, threads: int) -> DeviceOptions:
+    return DeviceOptions("cpu", threads=threads, memory_limit_bytes=settings.cpu_memory_limit_bytes)
 
 
 def _engine(bundle: Bundle, options: DeviceOptions) -> Engine:

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from harken_server.errors import Abandoned, ComputeFailed, Expired, Refusal
+from harken_server.errors import Abandoned, ComputeFailed, Expired, NoMemory, Refusal
 from harken_server.scheduling.waiting import Waiting
 
 Outcome = npt.NDArray[np.float32] | Refusal
@@ -45,6 +45,8 @@ class Pending(Waiting):
     stamps: Stamps
     on_settled: Callable[["Pending"], None]
     outcome: Outcome | None = field(default=None, init=False)
+    found_no_memory: bool = field(default=False, init=False)
+    """Whether it ran alone and found none: it gets one more chance."""
 
     def settle(self, outcome: Outcome) -> bool:
         """Give it its one outcome. Returns False, and changes nothing, if it has one already."""
@@ -62,7 +64,7 @@ def outcome_label(outcome: Outcome) -> str:
             return "expired"
         case Abandoned():
             return "cancelled"
-        case ComputeFailed():
+        case ComputeFailed() | NoMemory():
             return "failed"
         case Refusal():
             raise AssertionError(f"{outcome!r} cannot end an accepted sequence")

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _MOMENT_S: Final = 0.1
-_NOT_REJECTED: Final = (errors.Expired, errors.Abandoned, errors.ComputeFailed)
+_NOT_REJECTED: Final = (errors.Expired, errors.Abandoned, errors.ComputeFailed, errors.NoMemory)
 """What ends a call by its own deadline, by its caller, or after it was accepted."""
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -109,6 +109,9 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             return code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{cap} before the answer was ready", {}, None
         case errors.Abandoned():
             return code.CANCELLED, "CANCELLED", "the caller went away", {}, None
+        case errors.NoMemory(retry_after_s):
+            message = "the server has no memory for this input at present"
+            return code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", message, {}, retry_after_s
         case errors.ComputeFailed("NOT_FINITE"):
             return code.INTERNAL, "NOT_FINITE", "the model gave a vector that is not finite", {}, None
         case errors.ComputeFailed(reason):

@@ -99,6 +99,12 @@ class Metrics:
         self.scheduler: Final = Counter(
             "harken_scheduler_seconds", "Time spent on deciding who rides with whom.", (), registry=registry
         )
+        self.out_of_memory: Final = Counter(
+            "harken_out_of_memory",
+            "Batches, and parts of them, for which an allocation failed. They are split, and the budget is lowered.",
+            ("model",),
+            registry=registry,
+        )
         self.engine_busy: Final = Counter(
             "harken_engine_busy_seconds", "Time that a lane spent on batches.", ("lane",), registry=registry
         )
@@ -137,7 +143,7 @@ class Metrics:
         return ModelMetrics(self, model)
 
     def watch_memory(
-        self, budget_bytes: int, predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
+        self, budget_bytes: Callable[[], int], predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
     ) -> None:
         """Export harken_memory_bytes and the GPU's utilisation, read at each scrape."""
         self.registry.register(_MemoryCollector(budget_bytes, predicted_batch_bytes, device))
@@ -158,6 +164,7 @@ class ModelMetrics:
         self.batches: Final = {why: metrics.batches.labels(model, why) for why in CLOSED_BY}
         self.work_accepted: Final = metrics.offered_work.labels(model, "accepted")
         self.work_refused: Final = metrics.offered_work.labels(model, "refused")
+        self.out_of_memory: Final = metrics.out_of_memory.labels(model)
         self.backlog_sequences: Final = metrics.backlog_sequences.labels(model)
         self.backlog_tokens: Final = metrics.backlog_tokens.labels(model)
         self.predicted_wait: Final = metrics.predicted_wait.labels(model)
@@ -167,7 +174,7 @@ class ModelMetrics:
 
 class _MemoryCollector(Collector):
     def __init__(
-        self, budget_bytes: int, predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
+        self, budget_bytes: Callable[[], int], predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
     ) -> None:
         self._budget_bytes: Final = budget_bytes
         self._predicted_batch_bytes: Final = predicted_batch_bytes
@@ -183,7 +190,7 @@ class _MemoryCollector(Collector):
         readings = {
             **host_memory_bytes(),
             "predicted_batch": self._predicted_batch_bytes(),
-            "budget": self._budget_bytes,
+            "budget": self._budget_bytes(),
         }
         for kind, size_bytes in readings.items():
             memory.add_metric((kind, ""), size_bytes)

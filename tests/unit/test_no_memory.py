@@ -1,0 +1,210 @@
+"""An allocation that fails: the batch is split, the budget falls and comes back, and everybody gets one answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from threading import Event
+
+import numpy as np
+import pytest
+from harken_server.errors import ComputeFailed, NoMemory
+from harken_server.execution.batcher import Batcher, Served
+from harken_server.execution.collate import PaddedBatch
+from harken_server.execution.engine import SENTENCE, EngineError, OutOfMemory, Outputs
+from harken_server.execution.history import History
+from harken_server.execution.lanes import Lane, run_batch
+from harken_server.execution.pending import Pending, Stamps
+from harken_server.scheduling.admission import Capacity
+from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.cost import CostSurface
+from harken_server.scheduling.deadline import Deadline
+from harken_server.scheduling.memory import DOUBLES_S, MemoryModel
+from harken_server.scheduling.policy import Limits
+from harken_server.scheduling.waiting import Priority
+from harken_server.telemetry.metrics import Metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MODEL = ("m", 1)
+POISON = 666
+
+
+class SmallMachine:
+    """An engine whose runs find no memory over `most_tokens`, padding included."""
+
+    def __init__(self, most_tokens: int) -> None:
+        self.most_tokens = most_tokens
+        self.ran: list[tuple[int, ...] | str] = []
+
+    def shrink(self) -> None:
+        self.ran.append("shrink")
+
+    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        self.ran.append(batch.ids.shape)
+        if batch.ids.size > self.most_tokens:
+            raise OutOfMemory("no memory")
+        if (batch.ids == POISON).any():
+            raise EngineError("poison")
+        return {name: batch.ids[:, :1].astype(np.float32) for name in outputs}
+
+
+def pending(first: int, length: int, settled: Callable[[Pending], None] = lambda _: None) -> Pending:
+    return Pending(
+        length=length, deadline=Deadline(1e9), priority=Priority.INTERACTIVE, flow=object(), arrived_s=0.0,
+        ids=np.full(length, first, np.int64), output=SENTENCE, stamps=Stamps(0.0, 0.0), on_settled=settled,
+    )  # fmt: skip
+
+
+def test_a_batch_without_memory_is_halved_after_a_shrink_until_it_fits() -> None:
+    machine = SmallMachine(most_tokens=20)
+    ran = run_batch(machine, [pending(index, 10) for index in range(8)], count(0.0).__next__)
+    assert [np.asarray(outcome).tolist() for outcome in ran.outcomes] == [[float(index)] for index in range(8)]
+    assert list(ran.short) == [(8, 10), (4, 10), (4, 10)]
+    half = [(4, 10), "shrink", (2, 10), (2, 10)]
+    assert machine.ran == [(8, 10), "shrink", *half, *half]
+    assert ran.compute_s == 0.0  # a time of parts would teach the cost surface nonsense
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([1, POISON]), st.integers(1, 40)), min_size=1, max_size=30))
+def test_only_who_finds_no_memory_alone_is_told_so(rows: list[tuple[int, int]]) -> None:
+    ran = run_batch(SmallMachine(most_tokens=30), [pending(*row) for row in rows], count(0.0).__next__)
+    for (first, length), outcome in zip(rows, ran.outcomes, strict=True):
+        if length > 30:
+            assert isinstance(outcome, NoMemory)
+        elif first == POISON:
+            assert outcome == ComputeFailed("ENGINE_FAILED")
+        else:
+            assert np.asarray(outcome).tolist() == [1.0]
+    assert all(rows * padded_length > 30 for rows, padded_length in ran.short)
+
+
+class Server:
+    """A batcher over one machine and one lane: a token is predicted to take a byte, and may take a thousand in all."""
+
+    def __init__(self, machine: SmallMachine, lanes: int) -> None:
+        self.now_s = 0.0
+        self.died: list[BaseException] = []
+        self.answers: list[tuple[int, object]] = []
+        self.settled = asyncio.Event()
+        self.metrics = Metrics()
+        self.lanes = [Lane(str(index), self.clock) for index in range(lanes)]
+        self.batcher = Batcher(Capacity(1000, 100_000), self.metrics, History(0), self.clock, self.died.append)
+        cheap_together = CostSurface({(batch, 1): 1.0 for batch in (1, 64)})
+        self.backlog: Backlog[Pending] = Backlog(cheap_together, MemoryModel(1, 0))
+        self.batcher.serve(MODEL, Served(machine, None, self.backlog, self.metrics.for_model("m")))
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def submit(self, *lengths: int) -> None:
+        self.batcher.submit(MODEL, [pending(length, length, self._settled) for length in lengths])
+
+    async def answered(self, sequences: int) -> list[tuple[int, object]]:
+        async with asyncio.timeout(30):
+            while len(self.answers) < sequences:
+                self.settled.clear()
+                await self.settled.wait()
+        return sorted(self.answers, key=lambda answer: answer[0])
+
+    def counted(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, {"model": "m", **labels})
+
+    def _settled(self, pending: Pending) -> None:
+        outcome = pending.outcome
+        self.answers.append((pending.length, "vector" if isinstance(outcome, np.ndarray) else outcome))
+        self.settled.set()
+
+
+@asynccontextmanager
+async def serving(machine: SmallMachine, lanes: int = 1, budget_bytes: int = 1000) -> AsyncIterator[Server]:
+    server = Server(machine, lanes)
+    server.batcher.open(server.lanes, None, Limits(64, 1000, budget_bytes))
+    yield server
+    assert server.died == []
+    for lane in server.lanes:
+        lane.stop()
+
+
+async def test_the_budget_falls_below_what_failed_and_comes_back_with_time() -> None:
+    async with serving(SmallMachine(most_tokens=200)) as server:
+        server.submit(*range(10, 42))  # the first 31 tokens alone, or a batch of all
+        assert all(outcome == "vector" for _, outcome in await server.answered(32))
+        failures = server.counted("harken_out_of_memory_total")
+        assert failures is not None
+        assert failures >= 1
+        lowered = server.batcher.present_budget_bytes()
+        assert 41 <= lowered < 0.8 * 1000
+        assert server.batcher.memory_budget_bytes == 1000
+        server.now_s += DOUBLES_S
+        assert server.batcher.present_budget_bytes() == pytest.approx(2 * lowered, abs=1)
+        server.now_s += 10 * DOUBLES_S
+        assert server.batcher.present_budget_bytes() == 1000
+        assert server.counted("harken_finished_total", outcome="answered") == 32
+
+
+async def test_batches_stay_within_the_lowered_budget() -> None:
+    machine = SmallMachine(most_tokens=200)
+    async with serving(machine) as server:
+        server.submit(*[40] * 24)
+        await server.answered(24)
+        lowered = server.batcher.present_budget_bytes()
+        machine.ran.clear()
+        server.submit(*[40] * 24)
+        await server.answered(48)
+        assert machine.ran
+        assert all(not isinstance(shape, str) and shape[0] * shape[1] <= lowered for shape in machine.ran)
+
+
+async def test_a_sequence_without_memory_is_tried_again_and_then_refused_while_others_go_on() -> None:
+    machine = SmallMachine(most_tokens=50)
+    async with serving(machine) as server:
+        server.submit(10, 60, 20)
+        answers = await server.answered(3)
+        assert [answers[0], answers[1]] == [(10, "vector"), (20, "vector")]
+        assert isinstance(answers[2][1], NoMemory)
+        assert machine.ran.count((1, 60)) == 2
+        assert server.counted("harken_finished_total", outcome="failed") == 1
+        assert server.counted("harken_accepted_total") == 3
+
+
+async def test_a_sequence_that_others_left_no_memory_for_runs_when_they_are_done() -> None:
+    class Shared(SmallMachine):
+        """60 tokens over all lanes; the second run does not begin before the first has its memory."""
+
+        def __init__(self) -> None:
+            super().__init__(most_tokens=60)
+            self.first_is_in, self.second_is_out = Event(), Event()
+
+        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+            if not self.first_is_in.is_set():
+                self.first_is_in.set()
+                assert self.second_is_out.wait(30)
+            elif not self.second_is_out.is_set():
+                self.ran.append(batch.ids.shape)
+                self.second_is_out.set()
+                raise OutOfMemory("the other lane has it")
+            return super().run(batch, outputs)
+
+    machine = Shared()
+    async with serving(machine, lanes=2) as server:
+        server.submit(40)
+        assert await asyncio.to_thread(machine.first_is_in.wait, 30)
+        server.submit(41)
+        assert await server.answered(2) == [(40, "vector"), (41, "vector")]
+        assert machine.ran.count((1, 41)) == 2
+        # 81 were tried at once, so that from now on these two run one after the other.
+        assert server.batcher.present_budget_bytes() < 81
+
+
+async def test_the_budget_never_falls_below_a_sequence_that_was_accepted() -> None:
+    machine = SmallMachine(most_tokens=5)
+    async with serving(machine) as server:
+        server.submit(900, *[6] * 10)
+        answers = await server.answered(11)
+        assert [type(outcome) for _, outcome in answers] == [NoMemory] * 11
+        assert server.batcher.present_budget_bytes() >= 900
+        machine.most_tokens = 1000
+        server.submit(900)
+        assert (await server.answered(12))[-1][0] == 900

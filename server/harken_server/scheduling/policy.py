@@ -131,6 +131,8 @@ def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int, now_s
                 blocked_by, candidates[side] = "deadline", None
             elif (its_saving := (alone_s + candidate.alone_s) / together_s) > saving:
                 chosen, saving, chosen_side = candidate, its_saving, side
+                if candidate.length == padded_length:
+                    break  # nobody fits better than an equal
         if chosen is None:
             closed_by = blocked_by
             break

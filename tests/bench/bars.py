@@ -6,6 +6,7 @@ machine. Exit code 1 says only that a row could not be measured.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,7 @@ def report(outcomes: list[Outcome], failed: dict[str, str], pace: Pace, spent_s:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped on the way out
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--rows", default=",".join(ROWS), help="of %(default)s")

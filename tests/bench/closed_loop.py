@@ -6,7 +6,7 @@ from collections.abc import Callable
 from bench.batching import ALL, ONE_BY_ONE, WINDOWS
 from bench.contestants import Load, one_at_a_time
 from bench.machine import usable_cores
-from bench.measure import Measure, disturbed, median, outcome, p99, rates
+from bench.measure import BURSTS, Measure, disturbed, median, outcome, p99, rates
 from bench.pairs import Bar, Outcome, Round
 from bench.workloads import W1, W2, W3, W3_LONG, W3_SHORT
 from harken_client.load.pacer import ClosedLoop
@@ -67,7 +67,7 @@ def w1_64(measure: Measure) -> list[Outcome]:
     one_by_one = measure.whole(hall.limit, W1, ONE_BY_ONE, ceiling.one_by_one_per_s)
     references = {
         "single": measure.closed(hall.single, W1, 64),
-        "fixed": measure.closed(hall.fixed, W1, 64),
+        "fixed": measure.closed(hall.fixed, W1, 64, longer=BURSTS),
         "in-process": one_by_one,
     }
     hall.fixed_tokens()

@@ -38,6 +38,9 @@ class Pace:
     repeats: int = 3
 
 
+BURSTS = 2.0
+"""So many times longer do fixed batches run: their answers come 32 at once, seconds apart."""
+
 QUICK = Pace(rounds=2, reference_rounds=1, run_s=4.0, trial_s=0.5, alone=40, alone_rounds=2, repeats=0)
 
 
@@ -94,22 +97,32 @@ class Measure:
         return interleave(turns, run, self.pace.repeats)
 
     def load(
-        self, server: Server, mix: Mix, pacer: ClosedLoop | OpenLoop, offset: int, deadline_s: float = ENOUGH_S
+        self,
+        server: Server,
+        mix: Mix,
+        pacer: ClosedLoop | OpenLoop,
+        offset: int,
+        *,
+        deadline_s: float = ENOUGH_S,
+        longer: float = 1.0,
     ) -> Load:
-        """One run of load. Raises ValueError if a call of a closed loop fails: its rate would say nothing."""
+        """One run of load, `longer` times as long as usual.
+
+        Raises ValueError if a call of a closed loop fails, or none is answered: its rate would say nothing.
+        """
+        in_flight = pacer.concurrency if isinstance(pacer, ClosedLoop) else 0
         # Many in flight take longer to come into their stride.
-        many = isinstance(pacer, ClosedLoop) and pacer.concurrency > 64
-        warmup_s = self.pace.warmup_s * (2 if many else 1)
-        load = send(
-            server, mix, pacer, offset=offset, duration_s=self.pace.run_s, warmup_s=warmup_s, deadline_s=deadline_s
-        )
-        if isinstance(pacer, ClosedLoop) and load.failures:
-            raise ValueError(f"calls of {mix.name} at {pacer.concurrency} in flight failed: {load.failures}")
+        warmup_s = self.pace.warmup_s * (2 if in_flight > WINDOW else 1)
+        duration_s = self.pace.run_s * longer
+        load = send(server, mix, pacer, offset=offset, duration_s=duration_s, warmup_s=warmup_s, deadline_s=deadline_s)
+        if in_flight and (load.failures or not load.per_s):
+            what = f"failed: {load.failures}" if load.failures else f"were not answered within {duration_s:g} s"
+            raise ValueError(f"calls of {mix.name} at {in_flight} in flight {what}")
         return load
 
-    def closed(self, server: Server, mix: Mix, in_flight: int) -> Callable[[int], float]:
+    def closed(self, server: Server, mix: Mix, in_flight: int, longer: float = 1.0) -> Callable[[int], float]:
         """Runs whose result is sequences a second, so many always in flight."""
-        return lambda offset: self.load(server, mix, ClosedLoop(in_flight), offset).per_s
+        return lambda offset: self.load(server, mix, ClosedLoop(in_flight), offset, longer=longer).per_s
 
     def ceiling(self, limit: Limit, mix: Mix, policies: Sequence[Policy]) -> Ceiling:
         """The best of `policies`, one by one among them, each tried once for all rows."""

@@ -171,31 +171,37 @@ async def test_a_sequence_without_memory_is_tried_again_and_then_refused_while_o
 
 async def test_a_sequence_that_others_left_no_memory_for_runs_when_they_are_done() -> None:
     class Shared(SmallMachine):
-        """60 tokens over all lanes; the second run does not begin before the first has its memory."""
+        """Its first run holds all memory until it is let go."""
 
         def __init__(self) -> None:
-            super().__init__(most_tokens=60)
-            self.first_is_in, self.second_is_out = Event(), Event()
+            super().__init__(most_tokens=1000)
+            self.is_held, self.let_go = Event(), Event()
 
         def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
-            if not self.first_is_in.is_set():
-                self.first_is_in.set()
-                assert self.second_is_out.wait(30)
-            elif not self.second_is_out.is_set():
-                self.ran.append(batch.ids.shape)
-                self.second_is_out.set()
+            if not self.is_held.is_set():
+                self.is_held.set()
+                assert self.let_go.wait(30)
+            elif not self.let_go.is_set():
                 raise OutOfMemory("the other lane has it")
             return super().run(batch, outputs)
 
     machine = Shared()
     async with serving(machine, lanes=2) as server:
         server.submit(40)
-        assert await asyncio.to_thread(machine.first_is_in.wait, 30)
+        assert await asyncio.to_thread(machine.is_held.wait, 30)
         server.submit(41)
-        assert await server.answered(2) == [(40, "vector"), (41, "vector")]
-        assert machine.ran.count((1, 41)) == 2
-        # 81 were tried at once, so that from now on these two run one after the other.
+        async with asyncio.timeout(30):
+            while not server.backlog.sequences:  # noqa: ASYNC110 - a backlog tells nobody
+                await asyncio.sleep(0.001)
+        # 81 were tried at once: from now on these two run one after the other.
         assert server.batcher.present_budget_bytes() < 81
+        # Even when the budget is whole again nothing is tried in vain beside the one that has the memory.
+        server.now_s += 10 * DOUBLES_S
+        server.submit(1)
+        assert server.backlog.sequences == 2
+        assert server.counted("harken_out_of_memory_total") == 1
+        machine.let_go.set()
+        assert await server.answered(3) == [(1, "vector"), (40, "vector"), (41, "vector")]
 
 
 async def test_the_budget_never_falls_below_a_sequence_that_was_accepted() -> None:

@@ -63,6 +63,8 @@ class Batcher:
         self._lanes: Sequence[Lane] = ()
         self._limits = Limits(sequences=0, padded_tokens=0, memory_bytes=0)
         self._budget = MemoryBudget(0)
+        # Nothing starts until one of the running batches has given its memory back.
+        self._out_of_memory = False
         self._models: Final[dict[ModelKey, Served]] = {}
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
         self._cores = Lanes(0)
@@ -168,7 +170,7 @@ class Batcher:
 
     def _pump(self) -> None:
         try:
-            while self._cores.free:
+            while self._cores.free and not self._out_of_memory:
                 now_s = self._clock()
                 left_bytes = self._budget.bytes(now_s) - self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
@@ -210,6 +212,7 @@ class Batcher:
     def _ran(self, start: Start[ModelKey, Pending], ran: Ran) -> None:
         del self._running[start.lane]
         self._cores.done(start.lane)
+        self._out_of_memory = False
         served = self._models[start.model]
         answers = list(zip(ran.pendings, ran.outcomes, strict=True))
         if ran.short:
@@ -227,7 +230,11 @@ class Batcher:
     def _after_no_memory(
         self, served: Served, short: Sequence[tuple[int, int]], answers: list[tuple[Pending, Outcome]]
     ) -> list[tuple[Pending, Outcome]]:
-        """Lower the budget. Returns the answers, less those of sequences that wait again, to run with less beside."""
+        """Lower the budget. Returns the answers, less those of sequences that wait again, for others to end.
+
+        Only one that found no memory twice while nothing else ran is refused; its deadline bounds the rest.
+        """
+        ran_alone = not self._running
         now_s = self._clock()
         for rows, padded_length in short:
             served.metrics.out_of_memory.inc()
@@ -235,9 +242,11 @@ class Batcher:
             self._budget.lower(self.predicted_batch_bytes() + tried_bytes, now_s)
         final = []
         for pending, outcome in answers:
-            if isinstance(outcome, NoMemory) and not pending.found_no_memory and pending.outcome is None:
-                pending.found_no_memory = True
+            final_refusal = ran_alone and pending.found_no_memory_alone
+            if isinstance(outcome, NoMemory) and not final_refusal and pending.outcome is None:
+                pending.found_no_memory_alone = pending.found_no_memory_alone or ran_alone
                 served.backlog.add(pending)
+                self._out_of_memory = not ran_alone
             else:
                 final.append((pending, outcome))
         return final

@@ -45,8 +45,8 @@ class Pending(Waiting):
     stamps: Stamps
     on_settled: Callable[["Pending"], None]
     outcome: Outcome | None = field(default=None, init=False)
-    found_no_memory: bool = field(default=False, init=False)
-    """Whether it ran alone and found none: it gets one more chance."""
+    found_no_memory_alone: bool = field(default=False, init=False)
+    """Whether there was none for it although nothing else ran: it gets one more chance."""
 
     def settle(self, outcome: Outcome) -> bool:
         """Give it its one outcome. Returns False, and changes nothing, if it has one already."""

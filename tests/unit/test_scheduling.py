@@ -59,7 +59,7 @@ def test_it_starts_at_once_with_whatever_waits() -> None:
 
 def test_nothing_waits_or_no_lane_is_free() -> None:
     busy = Lanes(1)
-    busy.start(0)
+    busy.start(0, 0.0)
     assert decide({"model": backlog_of()}, Lanes(1), LIMITS, 0.0) == Wait()
     assert decide({"model": backlog_of(5)}, busy, LIMITS, 0.0) == Wait()
     assert decide({}, Lanes(1), LIMITS, 0.0) == Wait()
@@ -346,7 +346,7 @@ def test_what_is_alone_goes_wide_where_that_is_sooner(lengths: list[int], lane: 
 
 def test_nothing_goes_wide_beside_a_running_batch_nor_without_a_wide_lane_or_a_surface_of_it() -> None:
     busy = Lanes(2, wide=True)
-    busy.start(0)
+    busy.start(0, 0.0)
     alone = {"model": wide_backlog({100: 60.0}, 100)}
     for backlogs, lanes in ((alone, busy), (alone, Lanes(2)), ({"model": backlog_of(100)}, Lanes(2, wide=True))):
         decision = decide(backlogs, lanes, LIMITS, 0.0)
@@ -356,8 +356,22 @@ def test_nothing_goes_wide_beside_a_running_batch_nor_without_a_wide_lane_or_a_s
 
 def test_while_the_wide_lane_runs_nothing_starts() -> None:
     lanes = Lanes(2, wide=True)
-    lanes.start(2)
+    lanes.start(2, 0.0)
     assert decide({"model": wide_backlog({100: 60.0}, 100)}, lanes, LIMITS, 0.0) == Wait()
+
+
+@pytest.mark.parametrize(("come_per_s", "wide"), [(0, True), (20, True), (25, False), (200, False)])
+def test_nothing_goes_wide_where_more_would_wait_for_it_than_it_gains(come_per_s: int, wide: bool) -> None:
+    # 40 ms sooner, by 60 ms of all cores: whoever comes meanwhile waits for 30 of them on average.
+    lanes = Lanes(2, wide=True)
+    for second in range(20):
+        lanes.start(0, float(second))
+        lanes.arrived(come_per_s // 2)
+        lanes.done(0, second + 0.5)
+        lanes.arrived(1000)  # while nothing runs
+    decision = decide({"model": wide_backlog({100: 60.0}, 100)}, lanes, LIMITS, 20.0)
+    assert isinstance(decision, Start)
+    assert decision.wide == wide
 
 
 def test_two_models_that_wait_share_the_narrow_lanes() -> None:
@@ -374,17 +388,17 @@ def test_lanes_never_take_more_cores_than_there_are(narrow: int, wide: bool, mov
     running: set[int] = set()
     for lane in moves:
         if lane in running:
-            lanes.done(lane)
+            lanes.done(lane, 0.0)
             running.remove(lane)
             continue
         with pytest.raises(ValueError, match="runs nothing"):
-            lanes.done(lane)
+            lanes.done(lane, 0.0)
         exists = 0 <= lane < narrow or (wide and lane == narrow)
         if exists and (not running or (lane < narrow and narrow not in running)):
-            lanes.start(lane)
+            lanes.start(lane, 0.0)
             running.add(lane)
         else:
             with pytest.raises(ValueError, match="not free"):
-                lanes.start(lane)
+                lanes.start(lane, 0.0)
         assert sorted(lanes.free) == ([] if narrow in running else sorted(set(range(narrow)) - running))
         assert lanes.all_free == (not running)

@@ -146,6 +146,7 @@ class Batcher:
         self._budget.keep_room(served.backlog.memory.batch_bytes(1, max(lengths)))
         served.metrics.work_accepted.inc(work_s)
         served.metrics.accepted.inc(len(pendings))
+        self._cores.arrived(len(pendings))
         for pending in pendings:
             served.metrics.sequence_length.observe(pending.length)
             served.backlog.add(pending)
@@ -197,7 +198,7 @@ class Batcher:
         if self._shrinking is not None:
             self._shrinking.cancel()
             self._shrinking = None
-        self._cores.start(start.lane)
+        self._cores.start(start.lane, now_s)
         self._running[start.lane] = (start, now_s)
         runner = served.wide_runner if start.wide else served.runner
         assert runner is not None, "the wide lane needs a cost surface, and that comes with a runner"
@@ -210,8 +211,10 @@ class Batcher:
         return on_ran
 
     def _ran(self, start: Start[ModelKey, Pending], ran: Ran) -> None:
-        del self._running[start.lane]
-        self._cores.done(start.lane)
+        _, since_s = self._running.pop(start.lane)
+        now_s = self._clock()
+        took_s = now_s - since_s
+        self._cores.done(start.lane, now_s)
         self._out_of_memory = False
         served = self._models[start.model]
         answers = list(zip(ran.pendings, ran.outcomes, strict=True))
@@ -219,7 +222,7 @@ class Batcher:
             answers = self._after_no_memory(served, ran.short, answers)
         # The lane gets its next batch first, its last one's answers go out while that runs.
         self._pump()
-        self._count(served, start, ran)
+        self._count(served, start, ran, took_s)
         now_s = self._clock()
         for pending, outcome in answers:
             pending.stamps.scattered_s = now_s
@@ -275,7 +278,8 @@ class Batcher:
             stages["compute"].observe(stamps.computed_s - stamps.collated_s)
             stages["scatter"].observe(stamps.scattered_s - stamps.computed_s)
 
-    def _count(self, served: Served, start: Start[ModelKey, Pending], ran: Ran) -> None:
+    def _count(self, served: Served, start: Start[ModelKey, Pending], ran: Ran, took_s: float) -> None:
+        """`took_s`: from its start until its lane was free again, which is what the next one has to wait for."""
         rows = len(ran.pendings)
         real = sum(pending.length for pending in ran.pendings)
         padded_length = max(pending.length for pending in ran.pendings)
@@ -287,8 +291,8 @@ class Batcher:
         metrics.tokens_padding.inc(rows * padded_length - real)
         self._busy_seconds[start.lane].inc(ran.busy_s)
         if ran.compute_s > 0.0:
-            metrics.cost_error.observe(abs(start.predicted_s / ran.compute_s - 1.0))
-            served.backlog.learn(start.wide, rows, padded_length, ran.compute_s)
+            metrics.cost_error.observe(abs(start.predicted_s / took_s - 1.0))
+            served.backlog.learn(start.wide, rows, padded_length, took_s)
 
     def _running_s(self) -> float:
         """The predicted rest of what runs, in seconds of narrow lanes."""

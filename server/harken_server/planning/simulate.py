@@ -181,6 +181,7 @@ class _World:
             arrival=arrival,
         )
         self._record.arrived(sequence)
+        self._lanes.arrived(1)
         self._backlog.add(sequence)
         if arrival.cancel_s < _NEVER_S:
             self._at(arrival.at_s + arrival.cancel_s, lambda now_s: self._cancel(sequence, now_s))
@@ -207,7 +208,7 @@ class _World:
 
     def _start(self, start: Start[str, Simulated], now_s: float) -> None:
         self._backlog.start(list(start.batch))
-        self._lanes.start(start.lane)
+        self._lanes.start(start.lane, now_s)
         for sequence in start.batch:
             sequence.started_s = now_s
         self._running[start.lane] = start
@@ -219,7 +220,7 @@ class _World:
     def _ran(self, start: Start[str, Simulated], took_s: float, now_s: float) -> None:
         del self._running[start.lane]
         self._running_bytes -= start.predicted_bytes
-        self._lanes.done(start.lane)
+        self._lanes.done(start.lane, now_s)
         if self._took_s:
             longest = max(sequence.length for sequence in start.batch)
             self._backlog.learn(start.wide, len(start.batch), longest, took_s)

@@ -175,11 +175,14 @@ def _rank(leader: Waiting, now_s: float) -> Priority:
 
 
 def _goes_wide(backlog: Backlog[W], leader: W, lanes: Lanes) -> bool:
-    """Whether so little waits that narrow lanes would idle, and the leader is done sooner on all cores."""
-    return (
-        lanes.wide is not None
-        and backlog.wide_cost is not None
-        and lanes.all_free
-        and backlog.sequences < lanes.narrow
-        and backlog.wide_cost.seconds(1, leader.length) < backlog.cost.seconds(1, leader.length)
-    )
+    """Whether the leader gains more by all cores than others lose by waiting for it.
+
+    Those are the ones who wait already, for the whole run, and those who are likely to come meanwhile, for half of it:
+    the narrow lanes would have taken them at once.
+    """
+    if lanes.wide is None or backlog.wide_cost is None or not lanes.all_free or backlog.sequences > lanes.narrow:
+        return False
+    wide_s = backlog.wide_cost.seconds(1, leader.length)
+    gain_s = backlog.cost.seconds(1, leader.length) - wide_s
+    come = lanes.come_per_s * wide_s
+    return gain_s > (backlog.sequences - 1 + come / 2) * wide_s

@@ -59,7 +59,7 @@ def _flow(flow: int, members: Sequence[BatchMember], leader: BatchMember) -> str
 def _cost(batch: Batch) -> str:
     lines = [f"padded to {batch.padded_length}, {100 * batch.padding_share:.0f} % padding"]
     lines.append(f"predicted {_time(batch.predicted_s)}")
-    lines.append(f"took {_time(batch.compute_s or batch.lane_s)}")
+    lines.append(f"took {_time(batch.lane_s)}")
     if batch.sequences > 1:
         lines.append(f"alone {_time(batch.alone_s)}, saves {100 * batch.saved_share:.0f} %")
     return "\n".join(lines)

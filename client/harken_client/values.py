@@ -119,9 +119,9 @@ class Batch:
 
     number          1 is the first since the server started
     closed_by, why  why no more joined: a stable word, and a sentence
-    predicted_s     the run through the model, as it was predicted; compute_s: as it was measured, 0 if it was split
+    predicted_s     from its start until its lane was free again, as it was predicted; lane_s: as it was measured
+    compute_s       of that, in the engine; 0 if it was split
     alone_s         as predicted, had each of them run alone, one after another
-    lane_s          measured on the lane: with padding, and with every attempt of a split batch
     split           whether the engine failed on it, so that it was halved until only those at fault failed
     members         the first one led; at most 64, `sequences` counts the rest
     """

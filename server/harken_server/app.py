@@ -153,15 +153,6 @@ def _die(error: BaseException) -> None:
     os._exit(70)
 
 
-def _let_threads_finish() -> None:
-    """A thread that wakes up waits for its turn, where by default it would push a lane off its core.
-
-    Each push costs both their caches: 1 to 2 % of the throughput with mixed lengths, 3 to 5 % with short ones.
-    """
-    with suppress(AttributeError, OSError):  # not everywhere, nor in every sandbox
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
 async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
 
@@ -191,7 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         settings = load(sys.argv[1:] if arguments is None else arguments, os.environ)
         check_installation()
         logs.configure(settings.log_level, settings.log_format)
-        _let_threads_finish()
         disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
         uvloop.run(_serve(settings))
     except (BadSettings, CannotStart, DeviceUnavailable) as error:

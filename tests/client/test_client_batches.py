@@ -100,7 +100,7 @@ def test_the_command_shows_who_rode_with_whom_and_why_the_newest_last(fake: Fake
             "41, lane 1 1.5 s ago tiny/3",
             "5 sequences call 1: 16* 9 10, waited 5.0 ms to 7.0 ms call 2 (bulk): 15, waited 3.0 ms "
             "and 1 more 1 failed cost: one more costs more",
-            "padded to 16, 25 % padding predicted 30.0 ms took 31.0 ms alone 40.0 ms, saves 25 %",
+            "padded to 16, 25 % padding predicted 30.0 ms took 32.0 ms alone 40.0 ms, saves 25 %",
         ],
         [
             "42, lane wide 20.0 ms ago tiny/3",

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 from harken_server.errors import BacklogFull, DeadlineUnreachable
-from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
+from harken_server.scheduling.admission import DOUBT, Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
@@ -243,13 +243,13 @@ def test_a_deadline_that_what_waits_makes_impossible_is_refused_with_a_time_to_r
             backlog, [50], Priority.INTERACTIVE, Deadline(7.0 + remaining_s), now_s=7.0, lanes=2, running_s=0.0
         )
 
-    own_s = backlog.cost.seconds(1, 50)
-    ask(ahead_s + own_s + 0.001)
+    predicted_s = (ahead_s + backlog.cost.seconds(1, 50)) * (1.0 + DOUBT)
+    ask(predicted_s + 0.001)
     with pytest.raises(DeadlineUnreachable) as refused:
         ask(0.5)
     assert refused.value.remaining_s == pytest.approx(0.5)
-    assert refused.value.predicted_s == pytest.approx(ahead_s + own_s)
-    assert refused.value.retry_after_s == pytest.approx(ahead_s + own_s - 0.5)
+    assert refused.value.predicted_s == pytest.approx(predicted_s)
+    assert refused.value.retry_after_s == pytest.approx(predicted_s - 0.5)
 
 
 def test_a_short_one_leads_before_a_long_one_that_came_little_before_it() -> None:

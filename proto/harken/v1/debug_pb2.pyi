@@ -140,13 +140,15 @@ class Batch(_message.Message):
     padded_length: _builtins.int
     """What each of them was padded to."""
     predicted_ns: _builtins.int
-    """The run through the model, as it was predicted."""
+    """From its start until its lane was free again, as it was predicted."""
     alone_ns: _builtins.int
     """As predicted, had each of them run alone, one after another."""
     compute_ns: _builtins.int
-    """As it was measured; 0 where the batch was split."""
+    """Measured in the engine; 0 where the batch was split."""
     lane_ns: _builtins.int
-    """Measured on the lane: with padding, and with every attempt of a split batch."""
+    """From its start until its lane was free again, as it was measured, with every
+    attempt of a split batch.
+    """
     split: _builtins.bool
     """Whether the engine failed on it, so that it was halved until only those at
     fault failed.

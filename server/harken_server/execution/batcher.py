@@ -227,7 +227,7 @@ class Batcher:
         for pending, outcome in answers:
             pending.stamps.scattered_s = now_s
             self._settle(served, pending, outcome)
-        self._history.add(start, ran, served.backlog.cost, now_s)
+        self._history.add(start, ran, served.backlog.cost, took_s, now_s)
         self._shrink_when_idle()
 
     def _after_no_memory(

@@ -41,10 +41,11 @@ class Batch(NamedTuple):
     real_tokens: int
     padded_length: int
     predicted_s: float
+    """From its start until its lane was free again; of that `lane_s` is the measured one."""
     alone_s: float
     """Predicted, had each of them run alone, one after another."""
     compute_s: float
-    """Measured; 0 if the batch was split."""
+    """In the engine; 0 if the batch was split."""
     lane_s: float
     split: bool
     answered: int
@@ -67,7 +68,9 @@ class History:
         """The newest, at most `count`; the newest first."""
         return [batch for batch, _ in zip(reversed(self._batches), range(count), strict=False)]
 
-    def add(self, start: Start[tuple[str, int], Pending], ran: Ran, cost: CostSurface, ended_s: float) -> None:
+    def add(
+        self, start: Start[tuple[str, int], Pending], ran: Ran, cost: CostSurface, took_s: float, ended_s: float
+    ) -> None:
         """Keep a batch that came back; who is not settled by now waits again. `cost`: what it was chosen by."""
         if not self.most_batches:
             return
@@ -91,7 +94,7 @@ class History:
                 predicted_s=start.predicted_s,
                 alone_s=start.predicted_s * saving,
                 compute_s=ran.compute_s,
-                lane_s=ran.busy_s,
+                lane_s=took_s,
                 split=sequences > 1 and ran.compute_s == 0.0,
                 answered=outcomes.count("answered"),
                 failed=outcomes.count("failed"),

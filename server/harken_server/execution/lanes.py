@@ -1,9 +1,11 @@
 """A lane: one thread that runs one batch at a time, and nothing else."""
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, get_native_id
 from typing import Final
 
 import numpy as np
@@ -19,6 +21,7 @@ log = structlog.get_logger()
 _RETRY_AFTER_S: Final = 1.0
 """By then, if nothing runs, memory that large batches left behind has gone back."""
 
+_NICER: Final = 5
 Clock = Callable[[], float]
 
 
@@ -60,6 +63,9 @@ class Lane:
         self._thread.join()
 
     def _loop(self) -> None:
+        with suppress(OSError):
+            # Of this thread alone. The event loop's work is short, and callers and other lanes wait for it.
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
         while (work := self._work.get()) is not None:
             work()
 

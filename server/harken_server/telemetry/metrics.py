@@ -128,7 +128,8 @@ class Metrics:
         )
         self.cost_error: Final = Histogram(
             "harken_cost_error_ratio",
-            "How far the predicted time of a batch was from the measured one, over the measured one.",
+            "How far the predicted time of a batch, from its start until its lane was free again, was from the "
+            "measured one, over the measured one.",
             ("model",),
             buckets=_ERRORS,
             registry=registry,

@@ -129,8 +129,10 @@ class App:
         log.info("draining", accepting_for_s=settings.drain_delay_s)
         await self._health.drain()
         await asyncio.sleep(settings.drain_delay_s)
-        self._service.state = "draining"
         self._streams.drain()
+        # What they have read is accepted; its tasks may not have begun yet, and none of it may be refused.
+        await asyncio.sleep(0)
+        self._service.state = "draining"
         # Refused calls get their status from a server that is still up; one that stops cancels what it has not begun.
         with suppress(TimeoutError):
             await asyncio.wait_for(self._calls.quiet(), _REFUSING_S)

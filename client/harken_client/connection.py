@@ -66,11 +66,12 @@ class Connection:
     ) -> Response:
         """Call until it succeeds, may not be repeated, or the deadline comes. Raises HarkenError."""
         unreached = 0
+        error: HarkenError = DeadlineExceeded("no time was left to make the call")
         while True:
             remaining_s = deadline.remaining_s(time.monotonic())
             if remaining_s <= 0:
-                # grpcio may take a timeout of 0 for one that has not passed.
-                raise DeadlineExceeded("no time was left to make the call")
+                # grpcio may take a timeout of 0 for one that has not passed. An earlier refusal says more.
+                raise error
             try:
                 return await method(request, timeout=remaining_s)
             except grpc.aio.AioRpcError as rpc_error:

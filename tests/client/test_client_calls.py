@@ -45,7 +45,8 @@ async def test_the_deadline_bounds_the_servers_refusals(fake: FakeEncoder, targe
     fake.refuse_calls = [BUSY] * 10_000
     began_s = time.monotonic()
     async with AsyncClient(target, max_attempts=2) as client:
-        with pytest.raises(Overloaded):
+        # The last attempt may be on its way when the time is over.
+        with pytest.raises((Overloaded, DeadlineExceeded)):
             await client.encode(["a"], timeout_s=0.5)
     assert time.monotonic() - began_s < 5
     assert len(fake.calls) > 4
@@ -54,7 +55,7 @@ async def test_the_deadline_bounds_the_servers_refusals(fake: FakeEncoder, targe
 async def test_a_refusal_that_asks_for_no_pause_is_not_repeated_without_one(fake: FakeEncoder, target: str) -> None:
     fake.refuse_calls = [replace(BUSY, retry_after_s=0.0)] * 10_000
     async with AsyncClient(target) as client:
-        with pytest.raises(Overloaded):
+        with pytest.raises((Overloaded, DeadlineExceeded)):
             await client.encode(["a"], timeout_s=0.3)
     assert 4 < len(fake.calls) <= 30
 

@@ -31,7 +31,7 @@ def request_us(lengths: list[int], waiting: int, rounds: int, flows: int) -> flo
     surfaces = Surfaces.read(None)
     backlog: Backlog[Waiting] = surfaces.backlog(wide=True)  # type: ignore[assignment]  # nothing simulated is read
     lanes = Lanes(2, wide=True)
-    lanes.start(0, 0.0)
+    lanes.start(0, 0.0, 1.0)
     rest = cycle(lengths)
     of_flow = [object() for _ in range(flows)]
 

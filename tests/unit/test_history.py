@@ -38,7 +38,13 @@ def add(history: History, batch: Sequence[Pending], compute_s: float = 3.5, pred
     start = Start(
         lane=1, wide=False, model=("m", 2), batch=batch, predicted_s=predicted_s, predicted_bytes=100, closed_by="cost"
     )  # fmt: skip
-    history.add(start, Ran(batch, [VECTOR] * len(batch), compute_s, busy_s=3.8), COST, took_s=4.0, ended_s=9.0)
+    history.add(
+        start,
+        Ran(batch, [VECTOR] * len(batch), compute_s, busy_s=3.8, ended_s=8.9, expired=()),
+        COST,
+        took_s=4.0,
+        ended_s=9.0,
+    )
 
 
 def test_a_batch_is_told_with_its_leader_first_and_its_cost_beside_everyone_alone() -> None:

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import count
+from threading import Semaphore
 
 import numpy as np
 import pytest
-from harken_server.errors import ComputeFailed
+from harken_server.errors import Abandoned, ComputeFailed, Expired
 from harken_server.execution.batcher import Batcher, Served
 from harken_server.execution.collate import PaddedBatch, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Outputs
@@ -153,3 +154,69 @@ async def test_one_alone_runs_on_all_cores_and_two_run_side_by_side() -> None:
     assert narrow.batches == [(1,), (1,)]
     for lane in lanes:
         lane.stop()
+
+
+def test_who_went_away_or_is_too_late_when_the_lane_comes_to_the_batch_is_not_computed() -> None:
+    runner = FakeRunner()
+    rides, late, away = pending(1), pending(2), pending(3)
+    late.deadline = Deadline(4.0)
+    away.settle(Abandoned())
+    ran = run_batch(runner, [late, rides, away], iter([5.0, 6.0, 7.0, 8.0]).__next__)
+    assert (list(ran.pendings), list(ran.expired)) == ([rides], [late])
+    assert runner.batches == [(1,)]
+    assert rides.stamps.taken_s == 5.0
+    nobody = run_batch(runner, [late, away], iter([9.0]).__next__)
+    assert (list(nobody.pendings), list(nobody.expired), nobody.busy_s) == ([], [late], 0.0)
+    assert runner.batches == [(1,)]
+
+
+async def test_a_prepared_batch_runs_next_less_those_who_left_and_each_is_answered_once() -> None:
+    class Held(FakeRunner):
+        """Every run waits until it is let go."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.runs, self.let_go = Semaphore(0), Semaphore(0)
+
+        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+            self.runs.release()
+            assert self.let_go.acquire(timeout=30)
+            return super().run(batch, outputs)
+
+    now_s = 0.0
+    metrics, runner = Metrics(), Held()
+    lane = Lane("0", lambda: now_s)
+    batcher = Batcher(
+        Capacity(100, 1000), metrics, History(0), lambda: now_s, lambda error: pytest.fail(repr(error))
+    )  # fmt: skip
+    cost = CostSurface({(batch, 1): 1.0 + 0.1 * batch for batch in (1, 64)})
+    backlog: Backlog[Pending] = Backlog(cost, MemoryModel(1, 1))
+    batcher.serve(("m", 1), Served(runner, None, backlog, metrics.for_model("m")))
+    batcher.open([lane], None, Limits(4, 100, 1 << 30))
+    answered: asyncio.Queue[Pending] = asyncio.Queue()
+    pendings = [pending(index) for index in range(40)]
+    for each in pendings:
+        each.on_settled = answered.put_nowait
+    batcher.submit(("m", 1), pendings[:1])
+    assert await asyncio.to_thread(runner.runs.acquire, timeout=30)
+    batcher.submit(("m", 1), pendings[1:])
+    runner.let_go.release()
+    assert await answered.get() is pendings[0]  # with its end the next batch ran, and one more was prepared
+    assert backlog.sequences == 39 - 4 - 4
+    left, late = [each for each in pendings[5:9] if not each.waits][:2]
+    batcher.withdraw(("m", 1), [left], Abandoned())
+    late.deadline = Deadline(now_s - 1)
+    assert await answered.get() is left
+    for _ in range(10):
+        runner.let_go.release()
+    outcomes = [(await answered.get()).outcome for _ in range(38)]
+    assert sum(isinstance(outcome, Expired) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, np.ndarray) for outcome in outcomes) == 37
+    assert [len(lengths) for lengths in runner.batches[:3]] == [1, 4, 2]
+    finished = {
+        outcome: metrics.registry.get_sample_value("harken_finished_total", {"model": "m", "outcome": outcome})
+        for outcome in ("answered", "expired", "cancelled")
+    }
+    assert finished == {"answered": 38, "expired": 1, "cancelled": 1}
+    assert answered.empty()
+    lane.stop()

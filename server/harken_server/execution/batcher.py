@@ -69,6 +69,8 @@ class Batcher:
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
         self._cores = Lanes(0)
         self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
+        # What such a lane runs next.
+        self._prepared: Final[dict[int, Start[ModelKey, Pending]]] = {}
         self._busy_seconds: Final[list[Count]] = []
         self._shrinking: asyncio.TimerHandle | None = None
 
@@ -105,8 +107,9 @@ class Batcher:
         return self._backlogs[key].memory
 
     def predicted_batch_bytes(self) -> int:
-        """Predicted memory of the batches that run now."""
-        return sum(start.predicted_bytes for start, _ in list(self._running.values()))
+        """Predicted memory of the batches that run now, and of those prepared to run next."""
+        started = [*(start for start, _ in list(self._running.values())), *list(self._prepared.values())]
+        return sum(start.predicted_bytes for start in started)
 
     def predicted_wait_s(self) -> float:
         """Seconds until a sequence that came now, and last, would start."""
@@ -169,9 +172,10 @@ class Batcher:
         # Whoever left may have led, and have waited for more memory than the next one needs.
         self._pump()
 
-    def _pump(self) -> None:
+    def _pump(self, ahead: bool = False) -> None:
+        """Start what can start; `ahead`: prepare further batches for lanes that run, too."""
         try:
-            while self._cores.free and not self._out_of_memory:
+            while (self._cores.free or ahead) and not self._out_of_memory:
                 now_s = self._clock()
                 left_bytes = self._budget.bytes(now_s) - self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
@@ -193,13 +197,14 @@ class Batcher:
                 self._settle(served, pending, Expired(pending.deadline.by_cap))
             return
         served.backlog.start(list(start.batch))
-        for pending in start.batch:
-            pending.stamps.taken_s = now_s
         if self._shrinking is not None:
             self._shrinking.cancel()
             self._shrinking = None
-        self._cores.start(start.lane, now_s)
-        self._running[start.lane] = (start, now_s)
+        self._cores.start(start.lane, now_s, start.predicted_s)
+        if start.lane in self._running:
+            self._prepared[start.lane] = start
+        else:
+            self._running[start.lane] = (start, now_s)
         runner = served.wide_runner if start.wide else served.runner
         assert runner is not None, "the wide lane needs a cost surface, and that comes with a runner"
         self._lanes[start.lane].start(runner, start.batch, self._from_lane(start))
@@ -214,20 +219,27 @@ class Batcher:
         _, since_s = self._running.pop(start.lane)
         now_s = self._clock()
         took_s = now_s - since_s
+        following = self._prepared.pop(start.lane, None)
+        if following:
+            took_s = ran.ended_s - since_s
+            self._running[start.lane] = (following, ran.ended_s)
         self._cores.done(start.lane, now_s)
         self._out_of_memory = False
         served = self._models[start.model]
-        answers = list(zip(ran.pendings, ran.outcomes, strict=True))
+        answers: list[tuple[Pending, Outcome]] = list(zip(ran.pendings, ran.outcomes, strict=True))
+        answers += [(pending, Expired(pending.deadline.by_cap)) for pending in ran.expired]
         if ran.short:
             answers = self._after_no_memory(served, ran.short, answers)
         # The lane gets its next batch first, its last one's answers go out while that runs.
-        self._pump()
-        self._count(served, start, ran, took_s)
+        self._pump(ahead=True)
+        if ran.pendings:
+            self._count(served, start, ran, took_s)
         now_s = self._clock()
         for pending, outcome in answers:
             pending.stamps.scattered_s = now_s
             self._settle(served, pending, outcome)
-        self._history.add(start, ran, served.backlog.cost, took_s, now_s)
+        if ran.pendings:
+            self._history.add(start, ran, served.backlog.cost, took_s, now_s)
         self._shrink_when_idle()
 
     def _after_no_memory(
@@ -291,14 +303,15 @@ class Batcher:
         metrics.tokens_padding.inc(rows * padded_length - real)
         self._busy_seconds[start.lane].inc(ran.busy_s)
         if ran.compute_s > 0.0:
-            metrics.cost_error.observe(abs(start.predicted_s / took_s - 1.0))
+            if rows == len(start.batch):
+                metrics.cost_error.observe(abs(start.predicted_s / took_s - 1.0))
             served.backlog.learn(start.wide, rows, padded_length, took_s)
 
     def _running_s(self) -> float:
-        """The predicted rest of what runs, in seconds of narrow lanes."""
+        """The predicted rest of what runs, and what is prepared, in seconds of narrow lanes."""
         now_s = self._clock()
         rest_s = 0.0
         for start, since_s in list(self._running.values()):
             cores = self._cores.narrow if start.wide else 1
             rest_s += max(start.predicted_s - (now_s - since_s), 0.0) * cores
-        return rest_s
+        return rest_s + sum(start.predicted_s for start in list(self._prepared.values()))

@@ -30,17 +30,22 @@ class Ran:
     """A batch that came back from its lane. outcomes[i] is of pendings[i]."""
 
     pendings: Sequence[Pending]
+    """Those who were computed."""
     outcomes: Sequence[Outcome]
     compute_s: float
     """Time in the engine; 0 if the batch failed or had to be split."""
     busy_s: float
     """Time on the lane."""
+    ended_s: float
+    """When the lane was done with it."""
+    expired: Sequence[Pending]
+    """Those whose deadline came before the lane did: never computed. Who went away meanwhile is in neither."""
     short: Sequence[tuple[int, int]] = ()
     """(rows, padded length) of the batch, and of its parts, for which there was no memory, in the order of trying."""
 
 
 class Lane:
-    """Owns its thread. `start` only while it is free; the batch comes back through `on_ran`, on the lane's thread."""
+    """Owns its thread. It runs what is started in that order; each batch comes back through `on_ran`, on its thread."""
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name: Final = name
@@ -81,14 +86,24 @@ def shrink(runner: Runner) -> None:
 def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> Ran:
     """Collate, compute, check. A batch that fails is halved until only the sequence at fault fails.
 
-    Where memory was short, what the engine holds unused goes back before the halves run.
+    Who went away, or whose deadline passed, while the batch waited for the lane is not computed. Where memory was
+    short, what the engine holds unused goes back before the halves run.
     """
     started_s = clock()
+    wanted = [pending for pending in pendings if pending.outcome is None]
+    expired = [pending for pending in wanted if pending.deadline.passed(started_s)]
+    riding = [pending for pending in wanted if not pending.deadline.passed(started_s)] if expired else wanted
+    if not riding:
+        return Ran((), (), 0.0, 0.0, started_s, expired)
+    for pending in riding:
+        pending.stamps.taken_s = started_s
     short: list[tuple[int, int]] = []
-    outcomes = _outcomes(runner, pendings, clock, short)
-    first, last = pendings[0].stamps, pendings[-1].stamps
+    outcomes = _outcomes(runner, riding, clock, short)
+    first, last = riding[0].stamps, riding[-1].stamps
     whole = first.computed_s == last.computed_s
-    return Ran(pendings, outcomes, first.computed_s - first.collated_s if whole else 0.0, clock() - started_s, short)
+    ended_s = clock()
+    compute_s = first.computed_s - first.collated_s if whole else 0.0
+    return Ran(riding, outcomes, compute_s, ended_s - started_s, ended_s, expired, short)
 
 
 def _outcomes(runner: Runner, pendings: Sequence[Pending], clock: Clock, short: list[tuple[int, int]]) -> list[Outcome]:

@@ -53,7 +53,7 @@ class Record(Protocol):
         """It waits from now on."""
 
     def started(self, start: Start[str, Simulated], running_bytes: int) -> None:
-        """A batch started; `running_bytes` is the predicted memory of all that run now."""
+        """A batch was given to its lane; `running_bytes` is the predicted memory of all that run or are prepared."""
 
     def ended(self, sequence: Simulated) -> None:
         """Its last outcome is new."""
@@ -68,7 +68,7 @@ class Simulation:
     batches: list[Start[str, Simulated]] = field(default_factory=list)
     ended_s: float = 0.0
     peak_bytes: int = 0
-    """Most predicted memory of batches that ran at the same time."""
+    """Most predicted memory of batches that ran or were prepared at the same time."""
 
     def arrived(self, sequence: Simulated) -> None:
         """Keep it."""
@@ -146,7 +146,8 @@ class _World:
         self._policy: Final = policy
         self._took_s: Final = took_s
         self._follow: Final = follow
-        self._running: Final[dict[int, Start[str, Simulated]]] = {}
+        self._running: Final[set[int]] = set()
+        self._prepared: Final[dict[int, Start[str, Simulated]]] = {}
         self._running_bytes = 0
         self._events: Final[list[tuple[float, int, Callable[[float], None]]]] = []
         self._order: Final = count()
@@ -156,7 +157,8 @@ class _World:
         while self._events:
             now_s, _, happen = heappop(self._events)
             happen(now_s)
-            self._pump(now_s)
+            if self._lanes.free:
+                self._pump(now_s)
 
     def _next_arrival(self, not_before_s: float) -> None:
         arrival = next(self._arrivals, None)
@@ -190,7 +192,8 @@ class _World:
         heappush(self._events, (moment_s, next(self._order), happen))
 
     def _cancel(self, sequence: Simulated, now_s: float) -> None:
-        if self._backlog.remove(sequence):
+        prepared = sequence.started_s is None and not sequence.outcomes
+        if self._backlog.remove(sequence) or prepared:
             self._end(sequence, "cancelled", now_s)
 
     def _pump(self, now_s: float) -> None:
@@ -208,24 +211,42 @@ class _World:
 
     def _start(self, start: Start[str, Simulated], now_s: float) -> None:
         self._backlog.start(list(start.batch))
-        self._lanes.start(start.lane, now_s)
-        for sequence in start.batch:
-            sequence.started_s = now_s
-        self._running[start.lane] = start
+        self._lanes.start(start.lane, now_s, start.predicted_s)
         self._running_bytes += start.predicted_bytes
         self._record.started(start, self._running_bytes)
-        took_s = self._took_s(start) if self._took_s else start.predicted_s
+        if start.lane in self._running:
+            self._prepared[start.lane] = start
+        else:
+            self._run(start, now_s)
+
+    def _run(self, start: Start[str, Simulated], now_s: float) -> None:
+        """It begins on its lane. Who went away, or is too late, since it was prepared, is not computed."""
+        rides = []
+        for sequence in start.batch:
+            if sequence.deadline.passed(now_s) and not sequence.outcomes:
+                self._end(sequence, "expired", now_s)
+            if not sequence.outcomes:
+                sequence.started_s = now_s
+                rides.append(sequence)
+        self._running.add(start.lane)
+        start = replace(start, batch=rides)
+        took_s = 0.0
+        if rides:
+            took_s = self._took_s(start) if self._took_s else start.predicted_s
         self._at(now_s + took_s, lambda now_s: self._ran(start, took_s, now_s))
 
     def _ran(self, start: Start[str, Simulated], took_s: float, now_s: float) -> None:
-        del self._running[start.lane]
+        self._running.remove(start.lane)
         self._running_bytes -= start.predicted_bytes
         self._lanes.done(start.lane, now_s)
-        if self._took_s:
+        if start.lane in self._prepared:
+            self._run(self._prepared.pop(start.lane), now_s)
+        if self._took_s and start.batch:
             longest = max(sequence.length for sequence in start.batch)
             self._backlog.learn(start.wide, len(start.batch), longest, took_s)
         for sequence in start.batch:
             self._end(sequence, "answered", now_s)
+        self._pump(now_s)
 
     def _end(self, sequence: Simulated, outcome: Outcome, now_s: float) -> None:
         sequence.outcomes.append(outcome)

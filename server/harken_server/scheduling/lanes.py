@@ -9,7 +9,10 @@ _MEMORY_S: Final = 1.0
 
 
 class Lanes:
-    """`narrow` lanes of one core each and, if `wide`, one lane of all of these cores: never both kinds at once."""
+    """`narrow` lanes of one core each and, if `wide`, one lane of all of these cores: never both kinds at once.
+
+    For a narrow lane that runs, one further batch may be prepared, which it runs next without asking anybody.
+    """
 
     def __init__(self, narrow: int, wide: bool = False) -> None:
         """Narrow lanes are numbered from 0; the wide one comes after them."""
@@ -17,6 +20,9 @@ class Lanes:
         self.wide: Final = narrow if wide else None
         """The wide lane's number; None if there is none."""
         self._idle: Final = list(range(narrow))
+        # Of each narrow lane that runs: the predicted end, and how long the batch prepared for it will take.
+        self._ends_s: Final[dict[int, float]] = {}
+        self._prepared_s: Final[dict[int, float]] = {}
         self._wide_runs = False
         # Fading sums: sequences that came while something ran, and for how long something ran.
         self._came = 0.0
@@ -33,6 +39,14 @@ class Lanes:
         """Whether nothing runs; only then may the wide lane start a batch."""
         return len(self._idle) == self.narrow and not self._wide_runs
 
+    def first_done(self, now_s: float) -> tuple[int, float] | None:
+        """While every narrow lane runs: the one that will be done first, and when. None if a batch waits there."""
+        if self._idle or self._wide_runs or not self.narrow:
+            return None
+        ends_s = {lane: max(end_s, now_s) + self._prepared_s.get(lane, 0.0) for lane, end_s in self._ends_s.items()}
+        lane = min(ends_s, key=ends_s.__getitem__)
+        return None if lane in self._prepared_s else (lane, ends_s[lane])
+
     @property
     def come_per_s(self) -> float:
         """Sequences that come in each second in which something runs: whoever waits for an answer sends none."""
@@ -43,22 +57,28 @@ class Lanes:
         if not self.all_free:
             self._came += sequences
 
-    def start(self, lane: int, now_s: float) -> None:
-        """A batch starts on `lane`. Raises ValueError if it would take a core that is taken."""
+    def start(self, lane: int, now_s: float, predicted_s: float) -> None:
+        """A batch starts on `lane`, or is prepared for it. Raises ValueError if one is prepared, or all cores run."""
         self._pass(now_s)
         if lane == self.wide and self.all_free:
             self._wide_runs = True
         elif lane in self.free:
             self._idle.remove(lane)
+            self._ends_s[lane] = now_s + predicted_s
+        elif lane in self._ends_s and lane not in self._prepared_s:
+            self._prepared_s[lane] = predicted_s
         else:
             raise ValueError(f"lane {lane} is not free")
 
     def done(self, lane: int, now_s: float) -> None:
-        """The batch on `lane` ended. Raises ValueError if none ran there."""
+        """The batch on `lane` ended, and the prepared one runs. Raises ValueError if none ran there."""
         self._pass(now_s)
         if lane == self.wide and self._wide_runs:
             self._wide_runs = False
-        elif 0 <= lane < self.narrow and lane not in self._idle:
+        elif lane in self._prepared_s:
+            self._ends_s[lane] = now_s + self._prepared_s.pop(lane)
+        elif lane in self._ends_s:
+            del self._ends_s[lane]
             self._idle.append(lane)
         else:
             raise ValueError(f"lane {lane} runs nothing")

@@ -24,6 +24,9 @@ _PATIENCE: Final = 8
 _HOPELESS: Final = 0.93
 """The search ends at once where a companion lets the saving fall below this share of the most: steps are smaller."""
 
+_DEEP: Final = 4
+"""How many must wait for each lane, for a batch to be prepared while all of them run."""
+
 _NEARLY: Final = 0.99
 """The smallest batch that saves this share of the most is taken: the rest of the gain would make everybody wait."""
 
@@ -45,7 +48,7 @@ its deadline, ride before those who are late, or no more waits."""
 
 @dataclass(frozen=True, slots=True)
 class Start(Generic[M, W]):
-    """Start this batch on this lane, now."""
+    """Start this batch on this lane: now, or if it still runs, when it is done."""
 
     lane: int
     wide: bool
@@ -65,7 +68,8 @@ class Wait:
 def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s: float) -> Start[M, W] | Wait:
     """The next batch to start. Changes nothing: the caller takes the batch out with `Backlog.start`."""
     free = lanes.free
-    if not free:
+    lane, begins_s = (free[0], now_s) if free else lanes.first_done(now_s) or (None, inf)
+    if lane is None:
         return Wait()
     leaders = [(leader, model) for model, backlog in backlogs.items() if (leader := backlog.leader(now_s))]
     if not leaders:
@@ -78,13 +82,19 @@ def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s
     if backlog.memory.batch_bytes(1, leader.length) > limits.memory_bytes:
         # The memory that running batches hold comes back; a leader is never overtaken for its size.
         return Wait()
+    if not free and backlog.sequences < _DEEP * lanes.narrow:
+        # Who comes before a lane is done may deserve it more.
+        return Wait()
     wide = len(leaders) == 1 and _goes_wide(backlog, leader, lanes)
     # A batch that empties the backlog beside an idle lane would make its members wait for one another.
-    share = 1 if wide else -(-backlog.sequences // len(free))
-    batch, closed_by = companions(backlog, leader, limits, share, now_s)
+    share = 1 if wide else -(-backlog.sequences // (len(free) or lanes.narrow))
+    batch, closed_by = companions(backlog, leader, limits, share, begins_s)
+    if not free and closed_by in ("lanes", "backlog"):
+        # By the time that a lane is done, more may ride.
+        return Wait()
     padded_length = max(waiting.length for waiting in batch)
     return Start(
-        lane=lanes.narrow if wide else free[0],
+        lane=lanes.narrow if wide else lane,
         wide=wide,
         model=model,
         batch=batch,
@@ -94,13 +104,13 @@ def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s
     )
 
 
-def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int, now_s: float) -> tuple[list[W], ClosedBy]:
+def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int, begins_s: float) -> tuple[list[W], ClosedBy]:
     """The leader and those who ride with it, at most `share` in all; and why there are no more.
 
     The batch grows by whichever neighbour in length fits better; of its prefixes the smallest is taken that saves
     nearly most: whose members would, alone, cost the largest multiple of what they cost together. (Seconds per real
     token would hold a short companion for worthless, although alone it costs far more than its tokens.) It ends before
-    the deadline of each member that could meet it.
+    the deadline of each member that could meet it. `begins_s` is when its lane is free.
     """
     most = min(share, limits.sequences)
     closed_by: ClosedBy = "limit" if limits.sequences <= share else "lanes"
@@ -108,7 +118,7 @@ def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int, now_s
         return [leader], "backlog" if backlog.sequences == 1 else closed_by
     table_s, scale, batch_bytes = backlog.cost.table_s, backlog.cost.scale, backlog.memory.batch_bytes
     batch, padded_length, alone_s = [leader], leader.length, leader.alone_s
-    least_end_s = now_s + scale * table_s(1, leader.length)
+    least_end_s = begins_s + scale * table_s(1, leader.length)
     sides, nobody_more = _neighbours(backlog, leader, limits, least_end_s)
     candidates = [next(side, None) for side in sides]
     # Who cannot be in time even alone does not bound the batch.
@@ -124,7 +134,7 @@ def companions(backlog: Backlog[W], leader: W, limits: Limits, share: int, now_s
                 continue
             length = candidate.length if candidate.length > padded_length else padded_length
             together_s = table_s(size, length)
-            ends_s = now_s + scale * together_s
+            ends_s = begins_s + scale * together_s
             if size * length > limits.padded_tokens or batch_bytes(size, length) > limits.memory_bytes:
                 blocked_by, candidates[side] = "limit", None
             elif ends_s > first_deadline_s or ends_s > candidate.deadline.at_s:

@@ -196,6 +196,22 @@ async def test_an_idle_stream_outlives_the_cap_and_each_input_has_its_own(tiny_m
             assert await call.read() is grpc.aio.EOF
 
 
+async def test_a_client_that_goes_away_while_its_answers_cannot_leave_has_cancelled(minilm_models: Path) -> None:
+    with running_server(minilm_models) as server:
+        wide = pb.StreamOpen(options=pb.EncodeOptions(output=pb.OUTPUT_TOKENS))
+        for clients in range(5):
+            async with grpc.aio.insecure_channel(server.target) as channel:
+                call = open_stream(channel, timeout_s=60)
+                await call.write(pb.EncodeStreamRequest(open=wide).SerializeToString())
+                for index in range(12):
+                    await call.write(given(str(index), *ids([101] * 500)).SerializeToString())
+                # Of the 12 answers, 768 kB each, the first fills what a client that does not read lets through.
+                await asyncio.sleep(0.4 + 0.2 * clients)
+                call.cancel()
+        await asyncio.to_thread(server.wait_until, "ends", lambda: server.total("harken_requests_total") == 5)
+        assert server.total("harken_requests_total", code="CANCELLED") == 5
+
+
 async def test_a_stream_in_a_drain_answers_what_was_read_and_ends_as_unavailable(minilm_models: Path) -> None:
     with running_server(minilm_models, "--warmup-s", "1") as server:
         async with grpc.aio.insecure_channel(server.target) as channel:

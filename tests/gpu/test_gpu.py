@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harken.v1 import encoder_pb2 as pb
-from harken_server.execution.collate import collate
+from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, DeviceOptions, Engine
 from support.calls import ids, stub, vector
 from support.server import RunningServer
@@ -26,13 +26,13 @@ def test_the_gpu_computes_what_the_cpu_computes_alone_and_in_a_batch(gpu_models:
     reference = Engine((gpu_models / "all-MiniLM-L6-v2" / "1" / "model.onnx").read_bytes(), DeviceOptions("cpu"))
     engine = Engine((gpu_models / name / "1" / "model.onnx").read_bytes(), DeviceOptions("cuda"))
     against_cpu, against_alone = BOUNDS[name]
-    batch = collate(rows(0))
+    batch = collate(rows(0), Buffers())
     together = engine.run(batch, (SENTENCE, TOKENS))
     np.testing.assert_allclose(
         together[SENTENCE], reference.run(batch, (SENTENCE,))[SENTENCE], atol=against_cpu, rtol=0
     )
     for index, row in enumerate(rows(0)):
-        alone = engine.run(collate([row]), (SENTENCE,))[SENTENCE][0]
+        alone = engine.run(collate([row], Buffers()), (SENTENCE,))[SENTENCE][0]
         np.testing.assert_allclose(together[SENTENCE][index], alone, atol=against_alone, rtol=0)
 
 

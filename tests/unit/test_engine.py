@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from harken_server.execution import engine as engine_module
-from harken_server.execution.collate import PaddedBatch, collate
+from harken_server.execution.collate import Buffers, PaddedBatch, collate
 from harken_server.execution.engine import (
     SENTENCE,
     TOKENS,
@@ -42,7 +42,7 @@ def with_garbage(batch: PaddedBatch, vocab_size: int, seed: int) -> PaddedBatch:
 
 def test_garbage_in_the_padded_cells_changes_nothing(minilm: Engine) -> None:
     rng = np.random.default_rng(0)
-    batch = collate([rng.integers(0, 30522, length) for length in (1, 7, 40, 128, 512)])
+    batch = collate([rng.integers(0, 30522, length) for length in (1, 7, 40, 128, 512)], Buffers())
     clean = minilm.run(batch, (SENTENCE, TOKENS))
     dirty = minilm.run(with_garbage(batch, 30522, seed=1), (SENTENCE, TOKENS))
     np.testing.assert_allclose(dirty[SENTENCE], clean[SENTENCE], atol=1e-6, rtol=0)
@@ -55,15 +55,15 @@ def test_garbage_in_the_padded_cells_changes_nothing(minilm: Engine) -> None:
 def test_a_sequence_alone_and_in_any_batch_agree(tiny: Engine, lengths: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = [rng.integers(0, 1000, length) for length in lengths]
-    together = tiny.run(with_garbage(collate(rows), 1000, seed), (SENTENCE, TOKENS))
+    together = tiny.run(with_garbage(collate(rows, Buffers()), 1000, seed), (SENTENCE, TOKENS))
     for index, row in enumerate(rows):
-        alone = tiny.run(collate([row]), (SENTENCE, TOKENS))
+        alone = tiny.run(collate([row], Buffers()), (SENTENCE, TOKENS))
         np.testing.assert_allclose(together[SENTENCE][index], alone[SENTENCE][0], atol=1e-5, rtol=0)
         np.testing.assert_allclose(together[TOKENS][index, : len(row)], alone[TOKENS][0], atol=1e-4, rtol=0)
 
 
 def test_only_what_is_asked_for_comes_back(tiny: Engine) -> None:
-    batch = collate([np.array([1, 2, 3])])
+    batch = collate([np.array([1, 2, 3])], Buffers())
     assert set(tiny.run(batch, (SENTENCE,))) == {SENTENCE}
     both = tiny.run(batch, (TOKENS, SENTENCE))
     assert (both[SENTENCE].shape, both[TOKENS].shape) == ((1, 32), (1, 3, 32))
@@ -72,31 +72,31 @@ def test_only_what_is_asked_for_comes_back(tiny: Engine) -> None:
 
 def test_what_onnx_runtime_refuses_is_one_error_and_the_session_goes_on(tiny: Engine) -> None:
     with pytest.raises(EngineError):
-        tiny.run(collate([np.array([10_000_000])]), (SENTENCE,))
-    assert np.isfinite(tiny.run(collate([np.array([1])]), (SENTENCE,))[SENTENCE]).all()
+        tiny.run(collate([np.array([10_000_000])], Buffers()), (SENTENCE,))
+    assert np.isfinite(tiny.run(collate([np.array([1])], Buffers()), (SENTENCE,))[SENTENCE]).all()
 
 
 LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from harken_server.execution.collate import collate
+from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import SENTENCE, DeviceOptions, Engine, EngineError, OutOfMemory
 
 model, limit_of, limit_bytes = Path(sys.argv[1]).read_bytes(), sys.argv[2], 128 << 20
 engine = Engine(model, DeviceOptions("cpu", memory_limit_bytes=limit_bytes if limit_of == "arena" else 0))
-long = collate([np.full(384, 101)])
+long = collate([np.full(384, 101)], Buffers())
 alone = engine.run(long, (SENTENCE,))[SENTENCE]
 if limit_of == "process":
     mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + limit_bytes,) * 2)
 for _ in range(2):
     try:
-        engine.run(collate([np.full(512, 101)] * 16), (SENTENCE,))
+        engine.run(collate([np.full(512, 101)] * 16, Buffers()), (SENTENCE,))
     except OutOfMemory as error:
         print(error)
 try:
-    engine.run(collate([np.array([10_000_000])]), (SENTENCE,))
+    engine.run(collate([np.array([10_000_000])], Buffers()), (SENTENCE,))
 except EngineError as error:
     assert not isinstance(error, OutOfMemory), error
 engine.shrink()
@@ -151,7 +151,7 @@ def test_one_thread_and_several_give_the_same_vectors(minilm: Engine, minilm_mod
     wide = Engine(model, DeviceOptions("cpu", threads=2))
     rng = np.random.default_rng(0)
     for length in (1, 40, 512):
-        alone = collate([rng.integers(0, 30522, length)])
+        alone = collate([rng.integers(0, 30522, length)], Buffers())
         np.testing.assert_allclose(
             wide.run(alone, (SENTENCE,))[SENTENCE], minilm.run(alone, (SENTENCE,))[SENTENCE], atol=1e-5, rtol=0
         )

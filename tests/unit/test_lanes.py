@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from harken_server.errors import Abandoned, ComputeFailed, Expired
 from harken_server.execution.batcher import Batcher, Served
-from harken_server.execution.collate import PaddedBatch, collate
+from harken_server.execution.collate import Buffers, PaddedBatch, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Outputs
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
@@ -61,22 +61,35 @@ def ticks() -> Iterator[float]:
 
 
 def test_rows_are_padded_on_the_right_and_masked() -> None:
-    batch = collate([np.array([5, 6, 7]), np.array([8])])
+    batch = collate([np.array([5, 6, 7]), np.array([8])], Buffers())
     np.testing.assert_array_equal(batch.ids, [[5, 6, 7], [8, 0, 0]])
     np.testing.assert_array_equal(batch.mask, [[1, 1, 1], [1, 0, 0]])
     assert batch.lengths == (3, 1)
     assert batch.ids.dtype == batch.mask.dtype == np.int64
 
 
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=9), min_size=1, max_size=9), st.integers(1, 99))
+def test_buffers_in_use_again_show_nothing_of_the_last_batch(rows: list[list[int]], garbage: int) -> None:
+    buffers = Buffers()
+    buffers.of(7, 7).fill(garbage)
+    memory = buffers.of(1, 1)
+    batch = collate([np.array(row) for row in rows], buffers)
+    longest = max(len(row) for row in rows)
+    assert batch.ids.tolist() == [row + [0] * (longest - len(row)) for row in rows]
+    assert batch.mask.tolist() == [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+    if len(rows) * longest <= 49:
+        assert np.shares_memory(memory, batch.ids)
+
+
 @pytest.mark.parametrize("rows", [[], [np.array([1]), np.array([], np.int64)]])
 def test_a_batch_without_rows_or_with_an_empty_one_is_a_bug(rows: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        collate(rows)
+        collate(rows, Buffers())
 
 
 def test_each_gets_its_own_row_and_its_real_tokens_only() -> None:
     batch = [pending(1, 2, 3), pending(9, output=TOKENS), pending(4, 4, output=TOKENS)]
-    ran = run_batch(FakeRunner(), batch, ticks().__next__)
+    ran = run_batch(FakeRunner(), batch, ticks().__next__, Buffers())
     assert [np.asarray(outcome).tolist() for outcome in ran.outcomes] == [[1.0], [[9.0]], [[4.0], [4.0]]]
     assert ran.compute_s == 1.0
     assert batch[0].stamps.collated_s < batch[0].stamps.computed_s
@@ -86,7 +99,9 @@ def test_each_gets_its_own_row_and_its_real_tokens_only() -> None:
 @pytest.mark.parametrize("at", [0, 3, 7])
 def test_a_failed_batch_is_halved_until_only_the_one_at_fault_fails(poison: int, at: int) -> None:
     runner = FakeRunner()
-    ran = run_batch(runner, [pending(poison if index == at else index) for index in range(8)], ticks().__next__)
+    ran = run_batch(
+        runner, [pending(poison if index == at else index) for index in range(8)], ticks().__next__, Buffers()
+    )
     assert ran.outcomes[at] == ComputeFailed("ENGINE_FAILED")
     others = [np.asarray(outcome).tolist() for index, outcome in enumerate(ran.outcomes) if index != at]
     assert others == [[float(index)] for index in range(8) if index != at]
@@ -95,7 +110,7 @@ def test_a_failed_batch_is_halved_until_only_the_one_at_fault_fails(poison: int,
 
 
 def test_a_vector_that_is_not_finite_is_never_sent() -> None:
-    ran = run_batch(FakeRunner(), [pending(1), pending(NAN), pending(3)], ticks().__next__)
+    ran = run_batch(FakeRunner(), [pending(1), pending(NAN), pending(3)], ticks().__next__, Buffers())
     assert ran.outcomes[1] == ComputeFailed("NOT_FINITE")
     assert [np.asarray(ran.outcomes[0]).tolist(), np.asarray(ran.outcomes[2]).tolist()] == [[1.0], [3.0]]
 
@@ -103,7 +118,7 @@ def test_a_vector_that_is_not_finite_is_never_sent() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([1, 2, 3, POISON, NAN, BUG]), min_size=1, max_size=40))
 def test_whatever_fails_every_sequence_gets_its_own_outcome(firsts: list[int]) -> None:
-    ran = run_batch(FakeRunner(), [pending(first) for first in firsts], ticks().__next__)
+    ran = run_batch(FakeRunner(), [pending(first) for first in firsts], ticks().__next__, Buffers())
     for first, outcome in zip(firsts, ran.outcomes, strict=True):
         if first in (POISON, BUG):
             assert outcome == ComputeFailed("ENGINE_FAILED")
@@ -161,11 +176,11 @@ def test_who_went_away_or_is_too_late_when_the_lane_comes_to_the_batch_is_not_co
     rides, late, away = pending(1), pending(2), pending(3)
     late.deadline = Deadline(4.0)
     away.settle(Abandoned())
-    ran = run_batch(runner, [late, rides, away], iter([5.0, 6.0, 7.0, 8.0]).__next__)
+    ran = run_batch(runner, [late, rides, away], iter([5.0, 6.0, 7.0, 8.0]).__next__, Buffers())
     assert (list(ran.pendings), list(ran.expired)) == ([rides], [late])
     assert runner.batches == [(1,)]
     assert rides.stamps.taken_s == 5.0
-    nobody = run_batch(runner, [late, away], iter([9.0]).__next__)
+    nobody = run_batch(runner, [late, away], iter([9.0]).__next__, Buffers())
     assert (list(nobody.pendings), list(nobody.expired), nobody.busy_s) == ([], [late], 0.0)
     assert runner.batches == [(1,)]
 

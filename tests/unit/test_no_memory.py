@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from harken_server.errors import ComputeFailed, NoMemory
 from harken_server.execution.batcher import Batcher, Served
-from harken_server.execution.collate import PaddedBatch
+from harken_server.execution.collate import Buffers, PaddedBatch
 from harken_server.execution.engine import SENTENCE, EngineError, OutOfMemory, Outputs
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
@@ -58,7 +58,7 @@ def pending(first: int, length: int, settled: Callable[[Pending], None] = lambda
 
 def test_a_batch_without_memory_is_halved_after_a_shrink_until_it_fits() -> None:
     machine = SmallMachine(most_tokens=20)
-    ran = run_batch(machine, [pending(index, 10) for index in range(8)], count(0.0).__next__)
+    ran = run_batch(machine, [pending(index, 10) for index in range(8)], count(0.0).__next__, Buffers())
     assert [np.asarray(outcome).tolist() for outcome in ran.outcomes] == [[float(index)] for index in range(8)]
     assert list(ran.short) == [(8, 10), (4, 10), (4, 10)]
     half = [(4, 10), "shrink", (2, 10), (2, 10)]
@@ -69,7 +69,7 @@ def test_a_batch_without_memory_is_halved_after_a_shrink_until_it_fits() -> None
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([1, POISON]), st.integers(1, 40)), min_size=1, max_size=30))
 def test_only_who_finds_no_memory_alone_is_told_so(rows: list[tuple[int, int]]) -> None:
-    ran = run_batch(SmallMachine(most_tokens=30), [pending(*row) for row in rows], count(0.0).__next__)
+    ran = run_batch(SmallMachine(most_tokens=30), [pending(*row) for row in rows], count(0.0).__next__, Buffers())
     for (first, length), outcome in zip(rows, ran.outcomes, strict=True):
         if length > 30:
             assert isinstance(outcome, NoMemory)

@@ -165,7 +165,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from harken_server.execution.calibration import Grid
-from harken_server.execution.collate import collate
+from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, DeviceOptions, Engine
 from harken_server.execution.lanes import Lane
 from harken_server.execution.peaks import measure_peaks, shapes
@@ -173,7 +173,7 @@ from harken_server.scheduling.memory import MemoryModel
 from harken_server.telemetry.memory import HostGrowth
 
 engine = Engine(Path(sys.argv[1]).read_bytes(), DeviceOptions("cpu"))
-engine.run(collate([np.ones(16, np.int64)]), (SENTENCE, TOKENS))
+engine.run(collate([np.ones(16, np.int64)], Buffers()), (SENTENCE, TOKENS))
 formula = MemoryModel.of_encoder(hidden=384, intermediate=1536, heads=12, bytes_per_value=4)
 growth, wanted = HostGrowth(), shapes(Grid(512, 64, 1024), formula)
 peaks = measure_peaks(engine, Lane("0", time.monotonic), wanted, growth, {}, 120.0, time.monotonic)
@@ -182,7 +182,7 @@ memory, found = formula.measured(peaks), []
 for batch, length in [(1, 384), (2, 384), (3, 300), (5, 200), (10, 100), (20, 50), (40, 25), (60, 17), (4, 512)]:
     engine.shrink()
     growth.begin()
-    engine.run(collate([np.ones(length, np.int64)] * batch), (SENTENCE, TOKENS))
+    engine.run(collate([np.ones(length, np.int64)] * batch, Buffers()), (SENTENCE, TOKENS))
     found.append([batch, length, growth.bytes(), memory.batch_bytes(batch, length), formula.batch_bytes(batch, length)])
 print(json.dumps(found))
 """

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from harken_server.execution.collate import collate
+from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import SENTENCE, OutOfMemory, Runner
 from harken_server.execution.lanes import Clock, Lane, shrink
 
@@ -93,7 +93,7 @@ def _measure(
         for batch, length in cells:
             if clock() > ends_s and seconds:
                 return
-            rows = collate([np.ones(length, np.int64)] * batch)
+            rows = collate([np.ones(length, np.int64)] * batch, Buffers())
             started_s = clock()
             try:
                 runner.run(rows, (SENTENCE,))

@@ -12,7 +12,7 @@ PADDING_ID: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Rows of one length. B rows, L the longest."""
+    """Rows of one length. B rows, L the longest. Holds until its buffers take another batch."""
 
     ids: npt.NDArray[np.int64]
     """int64 [B, L]"""
@@ -22,15 +22,29 @@ class PaddedBatch:
     """True length of each row, [B]"""
 
 
-def collate(rows: Sequence[npt.NDArray[np.int64]]) -> PaddedBatch:
-    """Pad ragged rows on the right. Raises ValueError without rows, or where a row has no token."""
-    lengths = tuple(len(row) for row in rows)
+class Buffers:
+    """The memory of one lane's batches, as large as the largest so far: each batch takes the place of the last one."""
+
+    def __init__(self) -> None:
+        self._flat: npt.NDArray[np.int64] = np.empty((2, 0), np.int64)
+
+    def of(self, rows: int, length: int) -> npt.NDArray[np.int64]:
+        """int64 [2, rows, length] of anything."""
+        size = rows * length
+        if self._flat.shape[1] < size:
+            self._flat = np.empty((2, size), np.int64)
+        return self._flat[:, :size].reshape(2, rows, length)
+
+
+def collate(rows: Sequence[npt.NDArray[np.int64]], buffers: Buffers) -> PaddedBatch:
+    """Pad ragged rows on the right, in these buffers. Raises ValueError without rows, or where a row has no token."""
+    lengths = tuple([len(row) for row in rows])
     if not lengths or min(lengths) == 0:
         raise ValueError(f"a batch needs rows with at least one token each, not {lengths}")
     padded_length = max(lengths)
-    ids = np.full((len(rows), padded_length), PADDING_ID, np.int64)
-    mask = np.zeros((len(rows), padded_length), np.int64)
+    ids, mask = buffers.of(len(rows), padded_length)
+    ids.fill(PADDING_ID)
     for i, row in enumerate(rows):
         ids[i, : lengths[i]] = row
-        mask[i, : lengths[i]] = 1
+    np.less(np.arange(padded_length), np.array(lengths)[:, None], out=mask, casting="unsafe")
     return PaddedBatch(ids, mask, lengths)

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from harken_server.errors import ComputeFailed, NoMemory
-from harken_server.execution.collate import collate
+from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import TOKENS, EngineError, OutOfMemory, Runner
 from harken_server.execution.pending import Outcome, Pending
 
@@ -50,13 +50,14 @@ class Lane:
     def __init__(self, name: str, clock: Clock) -> None:
         self.name: Final = name
         self._clock: Final = clock
+        self._buffers: Final = Buffers()
         self._work: Final[SimpleQueue[Callable[[], None] | None]] = SimpleQueue()
         self._thread: Final = Thread(target=self._loop, name=f"lane-{name}", daemon=True)
         self._thread.start()
 
     def start(self, runner: Runner, pendings: Sequence[Pending], on_ran: Callable[[Ran], None]) -> None:
         """Run a batch. Every pending gets an outcome, whatever the engine does."""
-        self._work.put(lambda: on_ran(run_batch(runner, pendings, self._clock)))
+        self._work.put(lambda: on_ran(run_batch(runner, pendings, self._clock, self._buffers)))
 
     def call(self, work: Callable[[], None]) -> None:
         """Run something else on the lane's thread: the warm-up."""
@@ -83,7 +84,7 @@ def shrink(runner: Runner) -> None:
         log.warning("no memory was given back", error=str(error))
 
 
-def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> Ran:
+def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers) -> Ran:
     """Collate, compute, check. A batch that fails is halved until only the sequence at fault fails.
 
     Who went away, or whose deadline passed, while the batch waited for the lane is not computed. Where memory was
@@ -98,7 +99,7 @@ def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> Ran:
     for pending in riding:
         pending.stamps.taken_s = started_s
     short: list[tuple[int, int]] = []
-    outcomes = _outcomes(runner, riding, clock, short)
+    outcomes = _outcomes(runner, riding, clock, buffers, short)
     first, last = riding[0].stamps, riding[-1].stamps
     whole = first.computed_s == last.computed_s
     ended_s = clock()
@@ -106,10 +107,12 @@ def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> Ran:
     return Ran(riding, outcomes, compute_s, ended_s - started_s, ended_s, expired, short)
 
 
-def _outcomes(runner: Runner, pendings: Sequence[Pending], clock: Clock, short: list[tuple[int, int]]) -> list[Outcome]:
+def _outcomes(
+    runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers, short: list[tuple[int, int]]
+) -> list[Outcome]:
     failure: Outcome = ComputeFailed("ENGINE_FAILED")
     try:
-        return _run(runner, pendings, clock)
+        return _run(runner, pendings, clock, buffers)
     except (OutOfMemory, MemoryError) as error:
         padded_length = max(pending.length for pending in pendings)
         log.warning("no memory for a batch", sequences=len(pendings), padded_length=padded_length, error=str(error))
@@ -123,11 +126,11 @@ def _outcomes(runner: Runner, pendings: Sequence[Pending], clock: Clock, short: 
         return [failure]
     middle = len(pendings) // 2
     halves = (pendings[:middle], pendings[middle:])
-    return [outcome for half in halves for outcome in _outcomes(runner, half, clock, short)]
+    return [outcome for half in halves for outcome in _outcomes(runner, half, clock, buffers, short)]
 
 
-def _run(runner: Runner, pendings: Sequence[Pending], clock: Clock) -> list[Outcome]:
-    batch = collate([pending.ids for pending in pendings])
+def _run(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers) -> list[Outcome]:
+    batch = collate([pending.ids for pending in pendings], buffers)
     collated_s = clock()
     wanted = sorted({pending.output for pending in pendings})
     outputs = runner.run(batch, wanted)

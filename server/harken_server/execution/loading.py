@@ -8,7 +8,7 @@ import structlog
 
 from harken_server.execution.batcher import Batcher, Served
 from harken_server.execution.calibration import Grid
-from harken_server.execution.collate import collate
+from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import (
     SENTENCE,
     Device,
@@ -180,7 +180,7 @@ class Loader:
 
 def _check_shape(bundle: Bundle, engine: Engine) -> None:
     """A manifest that lies about its graph would fail each request in turn."""
-    shape = engine.run(collate([np.zeros(1, np.int64)]), (SENTENCE,))[SENTENCE].shape
+    shape = engine.run(collate([np.zeros(1, np.int64)], Buffers()), (SENTENCE,))[SENTENCE].shape
     if shape != (1, bundle.manifest.hidden_size):
         name = f"{bundle.manifest.name}/{bundle.manifest.version}"
         raise BundleError(f"{name}: says hidden_size {bundle.manifest.hidden_size}, but its vectors have {shape[-1]}")

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from harken_server.execution.calibration import Grid, on_all
-from harken_server.execution.collate import collate
+from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, OutOfMemory, Runner
 from harken_server.execution.lanes import Clock, Lane
 from harken_server.scheduling.memory import MemoryModel
@@ -63,7 +63,7 @@ def measure_peaks(
             for batch, length in some:
                 if clock() > ends_s:
                     return
-                rows = collate([np.ones(length, np.int64)] * batch)
+                rows = collate([np.ones(length, np.int64)] * batch, Buffers())
                 runner.shrink()
                 growth.begin()
                 try:

@@ -109,6 +109,9 @@ class Stream:
             except TimeoutError:
                 # A client that sends and never reads would keep its places for ever.
                 raise Expired(by_cap=True) from None
+            except grpc.aio.InternalError:
+                # What gRPC makes of a write whose caller is gone.
+                raise asyncio.CancelledError from None
             finally:
                 self._service.sent(held_bytes)
             self._places.release()

@@ -22,11 +22,11 @@ from bench.workloads import Mix, part
 Feed = dict[str, npt.NDArray[np.int64]]
 
 
-def pass_s(session: ort.InferenceSession, feeds: Sequence[Feed]) -> float:
-    """Seconds in which as many lanes as cores run all batches, each taking the next."""
+def pass_s(sessions: Sequence[ort.InferenceSession], feeds: Sequence[Feed]) -> float:
+    """Seconds in which as many lanes as sessions run all batches, each taking the next."""
     rest, lock = iter(feeds), Lock()
 
-    def lane() -> None:
+    def lane(session: ort.InferenceSession) -> None:
         while True:
             with lock:
                 feed = next(rest, None)
@@ -34,7 +34,7 @@ def pass_s(session: ort.InferenceSession, feeds: Sequence[Feed]) -> float:
                 return
             model.encode(session, feed)
 
-    lanes = [Thread(target=lane) for _ in range(usable_cores())]
+    lanes = [Thread(target=lane, args=(session,)) for session in sessions]
     started_s = time.perf_counter()
     for thread in lanes:
         thread.start()
@@ -53,13 +53,15 @@ def each_s(session: ort.InferenceSession, feeds: Sequence[Feed]) -> list[float]:
 
 
 def main() -> None:
-    sessions = {threads: model.session(sys.argv[1], threads) for threads in {1, usable_cores()}}
+    # One for each lane: where lanes share one, buffers wander between the cores' caches.
+    lanes = [model.session(sys.argv[1]) for _ in range(usable_cores())]
+    sessions = {usable_cores(): model.session(sys.argv[1], usable_cores()), 1: lanes[0]}
 
     def whole(policy: dict[str, int], **which: Any) -> float:
         sequences = part_of(**which)
         batches = Policy(**policy).batches([len(sequence) for sequence in sequences])
         # Padded beforehand: the limit is what the engine can do, and no more.
-        return pass_s(sessions[1], [model.padded([sequences[index] for index in batch]) for batch in batches])
+        return pass_s(lanes, [model.padded([sequences[index] for index in batch]) for batch in batches])
 
     def each(threads: int, **which: Any) -> list[float]:
         return each_s(sessions[threads], [model.padded([sequence]) for sequence in part_of(**which)])

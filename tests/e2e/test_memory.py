@@ -124,3 +124,17 @@ def test_a_sequence_for_which_there_is_no_memory_is_told_when_to_try_again(minil
         assert tried.count(512) >= 2
         assert server.total("harken_finished_total", outcome="failed") == 1
         assert server.total("harken_accepted_total") == server.total("harken_finished_total") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sessions"),
+    [((), 2), (("--lane-sessions", "shared"), 1), (("--cpu-memory-limit-bytes", "500000000"), 1)],
+    ids=["by itself", "shared", "where the arena is limited"],
+)
+def test_each_lane_has_a_session_of_its_own_where_that_is_affordable(
+    minilm_models: Path, options: tuple[str, ...], sessions: int
+) -> None:
+    with running_server(minilm_models, "--lanes", "2", "--no-wide-lane", "--warmup-s", "1", *options) as server:
+        ready = next(line for line in server.log if line["event"] == "model ready")
+        assert ready["sessions"] == sessions
+        assert len(stub(server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101, 102]] * 8))).results) == 8

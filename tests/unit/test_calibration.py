@@ -50,7 +50,7 @@ def lanes() -> Iterator[list[Lane]]:
 
 
 def measured(machine: Machine, lanes: list[Lane], known: Seconds | None = None, limit_s: float = 60.0) -> Calibrated:
-    return calibrate(machine, lanes, GRID, known, limit_s, machine.clock)
+    return calibrate([machine] * len(lanes), lanes, GRID, known, limit_s, machine.clock)
 
 
 def true_seconds(slowness: float = 1.0) -> Seconds:

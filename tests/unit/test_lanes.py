@@ -140,7 +140,7 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
             raise KeyError("a bug in the core")
 
     backlog: Backlog[Pending] = Backlog(Broken({(1, 1): 1.0}), MemoryModel(1, 1))
-    batcher.serve(("m", 1), Served(FakeRunner(), None, backlog, metrics.for_model("m")))
+    batcher.serve(("m", 1), Served([FakeRunner()], None, backlog, metrics.for_model("m")))
     batcher.open([lane], None, Limits(8, 100, 1 << 30))
     batcher.submit(("m", 1), [pending(1)])
     assert [type(error) for error in told] == [KeyError]
@@ -154,7 +154,7 @@ async def test_one_alone_runs_on_all_cores_and_two_run_side_by_side() -> None:
     narrow, wide = FakeRunner(), FakeRunner()
     memory = MemoryModel(1, 1)
     backlog: Backlog[Pending] = Backlog(CostSurface({(1, 1): 8.0}), memory, CostSurface({(1, 1): 5.0}))
-    batcher.serve(("m", 1), Served(narrow, wide, backlog, metrics.for_model("m")))
+    batcher.serve(("m", 1), Served([narrow] * 2, wide, backlog, metrics.for_model("m")))
     lanes = [Lane(name, clock) for name in ("0", "1", "wide")]
     batcher.open(lanes[:2], lanes[2], Limits(8, 100, 1 << 30))
     for sequences in (1, 2):
@@ -206,7 +206,7 @@ async def test_a_prepared_batch_runs_next_less_those_who_left_and_each_is_answer
     )  # fmt: skip
     cost = CostSurface({(batch, 1): 1.0 + 0.1 * batch for batch in (1, 64)})
     backlog: Backlog[Pending] = Backlog(cost, MemoryModel(1, 1))
-    batcher.serve(("m", 1), Served(runner, None, backlog, metrics.for_model("m")))
+    batcher.serve(("m", 1), Served([runner], None, backlog, metrics.for_model("m")))
     batcher.open([lane], None, Limits(4, 100, 1 << 30))
     answered: asyncio.Queue[Pending] = asyncio.Queue()
     pendings = [pending(index) for index in range(40)]
@@ -235,3 +235,29 @@ async def test_a_prepared_batch_runs_next_less_those_who_left_and_each_is_answer
     assert finished == {"answered": 38, "expired": 1, "cancelled": 1}
     assert answered.empty()
     lane.stop()
+
+
+async def test_each_narrow_lane_runs_its_own_session_and_idle_ones_all_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harken_server.execution.batcher._IDLE_S", 0.0)
+    clock = ticks().__next__
+    metrics = Metrics()
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), clock, lambda error: pytest.fail(repr(error)))
+    runners = [FakeRunner(), FakeRunner()]
+    backlog: Backlog[Pending] = Backlog(CostSurface({(1, 1): 8.0}), MemoryModel(1, 1))
+    batcher.serve(("m", 1), Served(runners, None, backlog, metrics.for_model("m")))
+    lanes = [Lane(name, clock) for name in ("0", "1")]
+    batcher.open(lanes, None, Limits(8, 100, 1 << 30))
+    settled: asyncio.Queue[Pending] = asyncio.Queue()
+    pendings = [pending(7), pending(8, 8)]
+    for each in pendings:
+        each.on_settled = settled.put_nowait
+    batcher.submit(("m", 1), pendings)
+    for _ in pendings:
+        await settled.get()
+    async with asyncio.timeout(30):
+        while not all(runner.batches[-1] == () for runner in runners):  # noqa: ASYNC110 - a shrink tells nobody
+            await asyncio.sleep(0.001)
+    ran = [[batch for batch in runner.batches if batch] for runner in runners]
+    assert sorted(ran) == [[(1,)], [(2,)]]
+    for lane in lanes:
+        lane.stop()

@@ -93,7 +93,7 @@ class Server:
         self.batcher = Batcher(Capacity(1000, 100_000), self.metrics, History(0), self.clock, self.died.append)
         cheap_together = CostSurface({(batch, 1): 1.0 for batch in (1, 64)})
         self.backlog: Backlog[Pending] = Backlog(cheap_together, MemoryModel(1, 0))
-        self.batcher.serve(MODEL, Served(machine, None, self.backlog, self.metrics.for_model("m")))
+        self.batcher.serve(MODEL, Served([machine] * lanes, None, self.backlog, self.metrics.for_model("m")))
 
     def clock(self) -> float:
         return self.now_s

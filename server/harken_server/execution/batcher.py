@@ -33,8 +33,8 @@ ModelKey = tuple[str, int]
 class Served:
     """A model that the batcher runs."""
 
-    runner: Runner
-    """What the narrow lanes run."""
+    runners: Sequence[Runner]
+    """runners[i] is what narrow lane i runs; they may all be the same."""
     wide_runner: Runner | None
     """What the wide lane runs; None where it does not pay, or there is none."""
     backlog: Backlog[Pending]
@@ -205,7 +205,7 @@ class Batcher:
             self._prepared[start.lane] = start
         else:
             self._running[start.lane] = (start, now_s)
-        runner = served.wide_runner if start.wide else served.runner
+        runner = served.wide_runner if start.wide else served.runners[start.lane]
         assert runner is not None, "the wide lane needs a cost surface, and that comes with a runner"
         self._lanes[start.lane].start(runner, start.batch, self._from_lane(start))
 
@@ -274,7 +274,8 @@ class Batcher:
     def _shrink(self) -> None:
         self._shrinking = None
         for served in self._models.values():
-            self._lanes[0].call(partial(shrink, served.runner))
+            for runner, lane in dict(zip(served.runners, self._lanes, strict=False)).items():
+                lane.call(partial(shrink, runner))
             if served.wide_runner is not None:
                 self._lanes[-1].call(partial(shrink, served.wide_runner))
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from threading import Event, Lock
+from threading import Event
 from typing import Final
 
 import numpy as np
@@ -61,9 +62,14 @@ class Calibrated:
 
 
 def calibrate(
-    runner: Runner, lanes: Sequence[Lane], grid: Grid, known: Seconds | None, limit_s: float, clock: Clock
+    runners: Sequence[Runner],
+    lanes: Sequence[Lane],
+    grid: Grid,
+    known: Seconds | None,
+    limit_s: float,
+    clock: Clock,
 ) -> Calibrated:
-    """Measure the grid, or find in one pass over it that a known surface still holds.
+    """Measure the grid, or find in one pass over it that a known surface still holds. runners[i] runs on lanes[i].
 
     A cell counts as its fastest run. All lanes run at the same time, as they will under load, so that they share
     caches and memory as they will then. Ends when `limit_s` is over; the smallest cell always runs. A cell for which
@@ -71,42 +77,38 @@ def calibrate(
     """
     ends_s = clock() + limit_s
     seconds: Seconds = {}
-    _measure(runner, lanes, grid, 1, seconds, ends_s, clock)
+
+    def measure(passes: int) -> None:
+        on_all(lanes, [partial(_measure, runner, grid.cells() * passes, seconds, ends_s, clock) for runner in runners])
+
+    # Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next.
+    measure(1)
     if known is not None:
         scale = _agreement(seconds, known)
         if scale is not None:
             return Calibrated(known, scale, known=True, noisy=False)
-    _measure(runner, lanes, grid, _PASSES - 1, seconds, ends_s, clock)
+    measure(_PASSES - 1)
     if _senseless(seconds):
-        _measure(runner, lanes, grid, _MORE_PASSES, seconds, ends_s, clock)
+        measure(_MORE_PASSES)
     return Calibrated(seconds, 1.0, known=False, noisy=_senseless(seconds))
 
 
-def _measure(
-    runner: Runner, lanes: Sequence[Lane], grid: Grid, passes: int, seconds: Seconds, ends_s: float, clock: Clock
-) -> None:
-    """Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next."""
-    cells = grid.cells() * passes
-    lock = Lock()
-
-    def work() -> None:
-        for batch, length in cells:
-            if clock() > ends_s and seconds:
-                return
-            rows = collate([np.ones(length, np.int64)] * batch, Buffers())
-            started_s = clock()
-            try:
-                runner.run(rows, (SENTENCE,))
-            except OutOfMemory:
-                if not seconds:
-                    raise
-                shrink(runner)
-                continue
-            took_s = clock() - started_s
-            with lock:
-                seconds[batch, length] = min(took_s, seconds.get((batch, length), took_s))
-
-    on_all(lanes, work)
+def _measure(runner: Runner, cells: Sequence[tuple[int, int]], seconds: Seconds, ends_s: float, clock: Clock) -> None:
+    """One lane's part. The fastest run of any lane counts, or nearly: two that are done at once may lose one."""
+    for batch, length in cells:
+        if clock() > ends_s and seconds:
+            return
+        rows = collate([np.ones(length, np.int64)] * batch, Buffers())
+        started_s = clock()
+        try:
+            runner.run(rows, (SENTENCE,))
+        except OutOfMemory:
+            if not seconds:
+                raise
+            shrink(runner)
+            continue
+        took_s = clock() - started_s
+        seconds[batch, length] = min(took_s, seconds.get((batch, length), took_s))
 
 
 def _agreement(seconds: Seconds, known: Seconds) -> float | None:
@@ -134,13 +136,13 @@ def _senseless(seconds: Mapping[tuple[int, int], float]) -> bool:
     return fallen > _SENSELESS_SHARE * len(seconds)
 
 
-def on_all(lanes: Sequence[Lane], work: Callable[[], None]) -> None:
-    """Run `work` on every lane at once, and wait. Raises what it raised."""
+def on_all(lanes: Sequence[Lane], works: Sequence[Callable[[], None]]) -> None:
+    """Run works[i] on lanes[i], all at once, and wait. Raises what one of them raised."""
     done = [Event() for _ in lanes]
     errors: list[Exception] = []
-    for lane, event in zip(lanes, done, strict=True):
+    for lane, work, event in zip(lanes, works, done, strict=True):
 
-        def run(event: Event = event) -> None:
+        def run(work: Callable[[], None] = work, event: Event = event) -> None:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - crosses from the lane's thread to the caller, who raises it

@@ -1,6 +1,7 @@
 """From the folders of bundles to models that are served: check, load, warm up, measure."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -41,6 +42,9 @@ _BATCH_TOKENS: Final[dict[Device, int]] = {"cpu": 1024, "cuda": 32768}
 _FREE_SHARE: Final = 0.5
 """Of free memory, for batches, unless a setting tells. Beside them grow answers that wait for their readers, messages,
 texts that wait for the tokenizer, and whatever else runs on the machine."""
+
+_WEIGHTS_SHARE: Final = 0.25
+"""Of the memory there is, for the weights of one model in as many sessions as there are lanes."""
 
 
 class Loader:
@@ -103,10 +107,11 @@ class Loader:
         tokenizer = None
         if bundle.tokenizer is not None:
             tokenizer = Tokenizer(bundle.tokenizer, manifest.max_length, manifest.vocab_size)
-        measured, wide_engine, wide_cost = await asyncio.to_thread(self._measure, bundle, engine, device)
+        engines = await asyncio.to_thread(self._engines, bundle, engine, device)
+        measured, wide_engine, wide_cost = await asyncio.to_thread(self._measure, bundle, engines, device)
         backlog: Backlog[Pending] = Backlog(measured.cost, measured.memory, wide_cost)
         model = Model(manifest, bundle.sha256, tokenizer, device)
-        self._batcher.serve(model.key, Served(engine, wide_engine, backlog, self._metrics.for_model(manifest.name)))
+        self._batcher.serve(model.key, Served(engines, wide_engine, backlog, self._metrics.for_model(manifest.name)))
         self._repository.add(model)
         self._metrics.model_info.labels(
             manifest.name, str(manifest.version), manifest.precision, device, bundle.sha256[:12]
@@ -117,12 +122,33 @@ class Loader:
             shapes=measured.shapes,
             costs="known" if measured.seconds_known else "measured",
             memory="measured" if measured.bytes_measured else "by formula",
+            sessions=len(set(engines)),
             wide=wide_engine is not None,
             warmup_s=round(self._clock() - started_s, 3),
         )
 
+    def _engines(self, bundle: Bundle, engine: Engine, device: Device) -> Sequence[Engine]:
+        """One for each narrow lane: sessions of their own, or the one that is there."""
+        engines = [engine]
+        if device == "cpu" and self._own_sessions(len(bundle.model)):
+            try:
+                engines += [Engine(bundle.model, _on_cpu(self._settings, threads=1)) for _ in self._lanes[1:]]
+            except EngineError as error:
+                log.warning("lanes share a session of this model", model=bundle.manifest.name, why=str(error))
+                engines = [engine]
+        return engines if len(engines) == len(self._lanes) else [engine] * len(self._lanes)
+
+    def _own_sessions(self, weights_bytes: int) -> bool:
+        settings = self._settings
+        if settings.lane_sessions != "auto":
+            return settings.lane_sessions == "own"
+        if settings.cpu_memory_limit_bytes:
+            # They would take from one limited arena, and what changes hands there would be no less.
+            return False
+        return len(self._lanes) * weights_bytes <= _WEIGHTS_SHARE * usable_memory_bytes(self._cgroups).amount
+
     def _measure(
-        self, bundle: Bundle, engine: Engine, device: Device
+        self, bundle: Bundle, engines: Sequence[Engine], device: Device
     ) -> tuple[Measured, Engine | None, CostSurface | None]:
         """What batches cost, and the engine of the wide lane with its cost where that pays."""
         settings, manifest = self._settings, bundle.manifest
@@ -148,8 +174,8 @@ class Loader:
             self._clock,
         )
         try:
-            _check_shape(bundle, engine)
-            measured = measuring.narrow(bundle, engine, grid, formula)
+            _check_shape(bundle, engines[0])
+            measured = measuring.narrow(bundle, engines, grid, formula)
         except EngineError as error:
             raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error
         if self._wide_lane is None:

@@ -62,14 +62,16 @@ class Measuring:
         self._limit_s: Final = limit_s
         self._clock: Final = clock
 
-    def narrow(self, bundle: Bundle, engine: Runner, grid: Grid, formula: MemoryModel) -> Measured:
-        """On the narrow lanes; bytes are by `formula` where they cannot be measured. Raises EngineError."""
-        fingerprint = self._fingerprint(bundle, grid, self._device)
+    def narrow(self, bundle: Bundle, engines: Sequence[Runner], grid: Grid, formula: MemoryModel) -> Measured:
+        """engines[i] on narrow lane i; bytes are by `formula` where they cannot be measured. Raises EngineError."""
+        sessions = len(set(engines))
+        fingerprint = {**self._fingerprint(bundle, grid, self._device), "sessions": str(sessions)}
         known = self._surfaces.find(fingerprint, bundle.folder / BESIDE_BUNDLE)
-        calibrated = self._seconds(engine, self._lanes, grid, known, self._limit_s * _SECONDS_SHARE)
+        calibrated = self._seconds(engines, self._lanes, grid, known, self._limit_s * _SECONDS_SHARE)
         limit_s = self._limit_s * (1.0 - _SECONDS_SHARE - _WIDE_SHARE)
-        peaks = self._peaks(engine, shapes(grid, formula), known.peaks if known else {}, limit_s)
-        shrink(engine)  # or else what it holds unused would not count as free
+        peaks = self._peaks(engines[0], shapes(grid, formula), known.peaks if known else {}, limit_s)
+        for engine in set(engines):
+            shrink(engine)  # or else what it holds unused would not count as free
         self._keep(fingerprint, Surface(calibrated.seconds, peaks), known)
         cost = CostSurface(calibrated.seconds, calibrated.scale)
         return Measured(cost, formula.measured(peaks), len(calibrated.seconds), calibrated.known, bool(peaks))
@@ -81,7 +83,7 @@ class Measuring:
         grid = Grid(bundle.manifest.max_length, most_sequences=1, most_tokens=0)
         fingerprint = self._fingerprint(bundle, grid, "cpu, wide")
         known = self._surfaces.find(fingerprint, bundle.folder / WIDE_BESIDE_BUNDLE)
-        calibrated = self._seconds(engine, [self._wide_lane], grid, known, self._limit_s * _WIDE_SHARE)
+        calibrated = self._seconds([engine], [self._wide_lane], grid, known, self._limit_s * _WIDE_SHARE)
         shrink(engine)
         self._keep(fingerprint, Surface(calibrated.seconds, {}), known)
         cost = CostSurface(calibrated.seconds, calibrated.scale)
@@ -100,9 +102,9 @@ class Measuring:
         }
 
     def _seconds(
-        self, engine: Runner, lanes: Sequence[Lane], grid: Grid, known: Surface | None, limit_s: float
+        self, engines: Sequence[Runner], lanes: Sequence[Lane], grid: Grid, known: Surface | None, limit_s: float
     ) -> Calibrated:
-        calibrated = calibrate(engine, lanes, grid, known.seconds if known else None, limit_s, self._clock)
+        calibrated = calibrate(engines, lanes, grid, known.seconds if known else None, limit_s, self._clock)
         if calibrated.noisy:
             log.warning("the measured costs make no sense, so they are smoothed", lanes=len(lanes))
         if known is not None and not calibrated.known:

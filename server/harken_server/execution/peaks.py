@@ -75,10 +75,10 @@ def measure_peaks(
         return work
 
     if not set(wanted) <= known.keys():
-        on_all([lane], measure(wanted))
+        on_all([lane], [measure(wanted)])
         return peaks
-    on_all([lane], measure(wanted[:1]))
+    on_all([lane], [measure(wanted[:1])])
     if all(peak_bytes <= _AGREEMENT * known[shape] for shape, peak_bytes in peaks.items()):
         return known
-    on_all([lane], measure(wanted[1:]))
+    on_all([lane], [measure(wanted[1:])])
     return peaks

@@ -1,7 +1,7 @@
 """Dynamic batching as servers commonly do it. `python -m bench.baselines.fixed MODEL.onnx`
 
 In the order of arrival, up to 32 calls or until the oldest has waited 3 ms, padded to the longest; one lane of one
-thread for each core, all on one session. The rule is that of Triton's dynamic batcher (max_batch_size 32,
+thread and one session for each core. The rule is that of Triton's dynamic batcher (max_batch_size 32,
 max_queue_delay_microseconds 3000): a lane that is free takes what waits as soon as the batch is full or the delay of
 its oldest is over, so that under load it never waits. An event loop reads and writes, which costs less than a thread
 for each call. Prints {"port": N}, and {"real_tokens": N, "computed_tokens": N} since the last for each line that it
@@ -39,7 +39,7 @@ class Batcher:
 
     def __init__(self, path: str) -> None:
         self.real_tokens = self.computed_tokens = 0
-        self._session = model.session(path)
+        self._idle = [model.session(path) for _ in range(usable_cores())]
         self._lanes = ThreadPoolExecutor(usable_cores())
         self._free = usable_cores()
         self._queue: deque[Waiting] = deque()
@@ -82,7 +82,11 @@ class Batcher:
         self._start()
 
     def _compute(self, sequences: list[list[int]]) -> npt.NDArray[np.float32]:
-        return model.encode(self._session, model.padded(sequences))
+        session = self._idle.pop()
+        try:
+            return model.encode(session, model.padded(sequences))
+        finally:
+            self._idle.append(session)
 
 
 async def serve(path: str) -> None:

@@ -1,14 +1,15 @@
 """A plain server without batching: each call runs alone, in a thread. `python -m bench.baselines.single MODEL.onnx`
 
-gRPC's own pool of threads, one session of one thread, and as many runs at once as there are cores: more would only
+gRPC's own pool of threads, and as many runs at once as there are cores, each in a session of its own: more would only
 take turns. Prints {"port": N}; ends with its standard input.
 """
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import Semaphore
+from queue import SimpleQueue
 
 import grpc
+import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
 from bench.baselines import model
 from bench.machine import usable_cores
 from harken.v1 import encoder_pb2 as pb
@@ -18,14 +19,18 @@ THREADS = usable_cores() + 2
 
 
 def main() -> None:
-    session = model.session(sys.argv[1])
-    running = Semaphore(usable_cores())
+    idle: SimpleQueue[ort.InferenceSession] = SimpleQueue()
+    for _ in range(usable_cores()):
+        idle.put(model.session(sys.argv[1]))
 
     def encode(request: pb.EncodeRequest, _: grpc.ServicerContext) -> pb.EncodeResponse:
         ids = model.token_ids(request)
         feed = model.padded([ids])
-        with running:
+        session = idle.get()
+        try:
             vectors = model.encode(session, feed)
+        finally:
+            idle.put(session)
         return model.answer(vectors[0], len(ids))
 
     method = grpc.unary_unary_rpc_method_handler(

@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     lane_sessions: Literal["auto", "own", "shared"] = Field(
         "auto",
         description="On the CPU: own gives each lane a session of its own, which takes the memory of the weights "
-        "again; in a shared one, buffers wander between the cores' caches. auto: own while the weights of all lanes "
-        "together fit into a quarter of the memory, and cpu_memory_limit_bytes is not set.",
+        "again; in a shared one, buffers wander between the cores' caches. auto: own while the weights of all models "
+        "and lanes together fit into a quarter of the free memory, and cpu_memory_limit_bytes is not set.",
     )
     max_batch_sequences: int = Field(64, ge=1, le=65536, description="Most sequences in a batch. 1 turns batching off.")
     max_batch_tokens: int = Field(

@@ -76,25 +76,29 @@ def calibrate(
     there is no memory is left out. Raises EngineError if the model does not run.
     """
     ends_s = clock() + limit_s
-    seconds: Seconds = {}
+    of_lanes: list[Seconds] = [{} for _ in lanes]
 
-    def measure(passes: int) -> None:
-        on_all(lanes, [partial(_measure, runner, grid.cells() * passes, seconds, ends_s, clock) for runner in runners])
+    def measure(passes: int) -> Seconds:
+        # Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next.
+        cells = grid.cells() * passes
+        parts = zip(runners, of_lanes, strict=True)
+        on_all(lanes, [partial(_measure, runner, cells, its_own, ends_s, clock) for runner, its_own in parts])
+        measured = {cell for its_own in of_lanes for cell in its_own}
+        return {cell: min(its_own[cell] for its_own in of_lanes if cell in its_own) for cell in measured}
 
-    # Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next.
-    measure(1)
+    seconds = measure(1)
     if known is not None:
         scale = _agreement(seconds, known)
         if scale is not None:
             return Calibrated(known, scale, known=True, noisy=False)
-    measure(_PASSES - 1)
+    seconds = measure(_PASSES - 1)
     if _senseless(seconds):
-        measure(_MORE_PASSES)
+        seconds = measure(_MORE_PASSES)
     return Calibrated(seconds, 1.0, known=False, noisy=_senseless(seconds))
 
 
 def _measure(runner: Runner, cells: Sequence[tuple[int, int]], seconds: Seconds, ends_s: float, clock: Clock) -> None:
-    """One lane's part. The fastest run of any lane counts, or nearly: two that are done at once may lose one."""
+    """One lane's part, into its own `seconds`."""
     for batch, length in cells:
         if clock() > ends_s and seconds:
             return

@@ -19,7 +19,7 @@ class Member(NamedTuple):
 
     length: int
     waited_s: float
-    """In the backlog."""
+    """From the backlog's door until its lane came to it."""
     priority: Priority
     flow: object
     outcome: str

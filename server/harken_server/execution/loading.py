@@ -44,7 +44,7 @@ _FREE_SHARE: Final = 0.5
 texts that wait for the tokenizer, and whatever else runs on the machine."""
 
 _WEIGHTS_SHARE: Final = 0.25
-"""Of the memory there is, for the weights of one model in as many sessions as there are lanes."""
+"""Of the memory there is, for the weights of all models in as many sessions as there are lanes."""
 
 
 class Loader:
@@ -62,6 +62,8 @@ class Loader:
         self._device_memory: DeviceMemory | None = None
         self._lanes: list[Lane] = []
         self._wide_lane: Lane | None = None
+        # Weights of models whose lanes have sessions of their own, in all of these.
+        self._own_bytes = 0
 
     async def load(self) -> None:
         """Load, warm up and serve. Raises BundleError or DeviceUnavailable, one line each."""
@@ -129,14 +131,15 @@ class Loader:
 
     def _engines(self, bundle: Bundle, engine: Engine, device: Device) -> Sequence[Engine]:
         """One for each narrow lane: sessions of their own, or the one that is there."""
-        engines = [engine]
-        if device == "cpu" and self._own_sessions(len(bundle.model)):
+        weights_bytes = len(self._lanes) * len(bundle.model)
+        if device == "cpu" and self._own_sessions(weights_bytes):
             try:
-                engines += [Engine(bundle.model, _on_cpu(self._settings, threads=1)) for _ in self._lanes[1:]]
+                others = [Engine(bundle.model, _on_cpu(self._settings, threads=1)) for _ in self._lanes[1:]]
+                self._own_bytes += weights_bytes
+                return [engine, *others]
             except EngineError as error:
                 log.warning("lanes share a session of this model", model=bundle.manifest.name, why=str(error))
-                engines = [engine]
-        return engines if len(engines) == len(self._lanes) else [engine] * len(self._lanes)
+        return [engine] * len(self._lanes)
 
     def _own_sessions(self, weights_bytes: int) -> bool:
         settings = self._settings
@@ -145,7 +148,7 @@ class Loader:
         if settings.cpu_memory_limit_bytes:
             # They would take from one limited arena, and what changes hands there would be no less.
             return False
-        return len(self._lanes) * weights_bytes <= _WEIGHTS_SHARE * usable_memory_bytes(self._cgroups).amount
+        return self._own_bytes + weights_bytes <= _WEIGHTS_SHARE * usable_memory_bytes(self._cgroups).amount
 
     def _measure(
         self, bundle: Bundle, engines: Sequence[Engine], device: Device

@@ -10,7 +10,7 @@ BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test bench-limit bench-all lint format proto settings-doc clean
+.PHONY: help demo serve test contract bench-limit bench-all lint format proto settings-doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ serve: .venv/.demo model ## serve the real model until Ctrl-C: gRPC on 8001, met
 
 test: .venv/.dev lint model ## every check and every test
 	@$(BIN)/python -m pytest
+
+contract: .venv/.dev model build/contract/.done ## other people's clients, unmodified, against a real server
+	@$(BIN)/python -m pytest tests/contract
 
 bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
 	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
@@ -72,4 +75,15 @@ model: | .venv/.demo
 .venv/.bench: .venv/.demo
 	@echo "== installing what the bench needs (seconds, once)"
 	@$(PIP) -e '.[bench]'
+	@touch $@
+
+# Their own environments: what they need does not go together with what we need.
+build/contract/.done: tests/contract/setup_perf_analyzer.sh tests/contract/requirements
+	@echo "== setting up other people's clients (minutes, once)"
+	@for name in triton kserve; do \
+	  $(PYTHON) -m venv build/contract/$$name && \
+	  build/contract/$$name/bin/python -m pip --disable-pip-version-check install --quiet \
+	    -r tests/contract/requirements/$$name.txt || exit 1; \
+	done
+	@tests/contract/setup_perf_analyzer.sh build/contract/perf_analyzer $(BIN)/python
 	@touch $@

@@ -27,6 +27,14 @@ modules:
       ignore: [common]  # google's own
 lint:
   use: [STANDARD]
+  ignore_only:
+    # Other people's protocol, with their names.
+    ENUM_VALUE_PREFIX: [proto/harken/oip]
+    ENUM_ZERO_VALUE_SUFFIX: [proto/harken/oip]
+    PACKAGE_DIRECTORY_MATCH: [proto/harken/oip]
+    PACKAGE_VERSION_SUFFIX: [proto/harken/oip]
+    RPC_REQUEST_RESPONSE_UNIQUE: [proto/harken/oip]
+    RPC_REQUEST_STANDARD_NAME: [proto/harken/oip]
   except:
     # The service is harken.v1.Encoder, as grpc.health.v1.Health is Health: the package says the rest.
     - SERVICE_SUFFIX

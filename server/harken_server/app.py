@@ -15,6 +15,7 @@ import uvloop
 from prometheus_client import disable_created_metrics, start_http_server
 
 from harken_server.execution.batcher import Batcher
+from harken_server.execution.control import Control
 from harken_server.execution.engine import DeviceUnavailable, check_installation
 from harken_server.execution.history import History
 from harken_server.execution.loading import Loader
@@ -25,8 +26,12 @@ from harken_server.rpc import debug, encoder
 from harken_server.rpc.calls import Calls
 from harken_server.rpc.debug import Debug
 from harken_server.rpc.encoder import Encoder
+from harken_server.rpc.oip import inference
+from harken_server.rpc.oip.inference import Inference
 from harken_server.rpc.server import Health, add_reflection, bind, make_server
 from harken_server.rpc.stream import Streams
+from harken_server.rpc.web.exchange import Exchanges
+from harken_server.rpc.web.server import Web
 from harken_server.scheduling.admission import Capacity
 from harken_server.service import Limits, Service
 from harken_server.settings import BadSettings, Settings, load
@@ -44,7 +49,7 @@ _SENDING_S: Final = 0.5
 
 CLOCK: Final = time.monotonic
 
-_SERVICES: Final = (encoder.SERVICE, debug.SERVICE)
+_SERVICES: Final = (encoder.SERVICE, debug.SERVICE, inference.SERVICE)
 
 
 class CannotStart(Exception):
@@ -56,6 +61,7 @@ class Ports:
     """Where a server listens, once it does."""
 
     grpc: int
+    http: int | None
     metrics: int
 
 
@@ -85,8 +91,10 @@ class App:
         self._streams: Final = Streams(settings.max_stream_unanswered, settings.max_request_s)
         self._calls: Final = Calls(self._metrics, CLOCK, settings.max_request_s)
         self._server: Final = make_server(settings)
+        self._web: Web | None = None
         self._health: Final = Health(self._server)
         self._loader: Final = Loader(settings, self._repository, self._batcher, self._metrics, CLOCK)
+        self._control: Final = Control(self._loader, self._repository, settings.model_control, self._say_of_model)
 
     async def start(self) -> Ports:
         """Listen, as NOT_SERVING; load and warm up; then SERVING. Raises CannotStart."""
@@ -103,25 +111,50 @@ class App:
             raise CannotStart(
                 f"cannot listen on {settings.listen}:{settings.grpc_port} for gRPC: {error.strerror or error}"
             ) from error
+        http_port = await self._start_web()
         edge = Encoder(self._service, self._calls, self._streams, settings.max_message_bytes)
         debug_edge = Debug(self._history, self._calls, settings.max_message_bytes)
-        self._server.add_generic_rpc_handlers((edge.handler(), debug_edge.handler()))
+        inference_edge = Inference(self._service, self._calls, self._streams, self._control, settings.max_message_bytes)
+        self._server.add_generic_rpc_handlers((edge.handler(), debug_edge.handler(), inference_edge.handler()))
         if settings.reflection:
             add_reflection(self._server, _SERVICES)
         await self._health.set(["", *_SERVICES], serving=False)
         await self._server.start()
-        ports = Ports(grpc_port, self._metrics_server.server_port)
-        log.info("listening", listen=settings.listen, grpc_port=ports.grpc, metrics_port=ports.metrics)
+        ports = Ports(grpc_port, http_port, self._metrics_server.server_port)
+        log.info(
+            "listening",
+            listen=settings.listen, grpc_port=ports.grpc, http_port=ports.http, metrics_port=ports.metrics,
+        )  # fmt: skip
         try:
             await self._loader.load()
         except (BundleError, DeviceUnavailable) as error:
             raise CannotStart(str(error)) from error
-        models = [f"{name}/{version}" for name, version in (model.key for model in self._repository)]
         self._service.state = "serving"
-        names = {model.manifest.name for model in self._repository}
-        await self._health.set(["", *_SERVICES, *sorted(names), *models], serving=True)
-        log.info("serving", models=models, grpc_port=ports.grpc, metrics_port=ports.metrics)
+        names = sorted({model.manifest.name for model in self._repository})
+        for name in names:
+            await self._say_of_model(name, self._repository.versions(name), True)
+        await self._health.set(["", *_SERVICES], serving=True)
+        models = [f"{name}/{version}" for name, version in (model.key for model in self._repository)]
+        log.info(
+            "serving",
+            models=models, grpc_port=ports.grpc, http_port=ports.http, metrics_port=ports.metrics,
+        )  # fmt: skip
         return ports
+
+    async def _start_web(self) -> int | None:
+        settings = self._settings
+        if not settings.http:
+            return None
+        exchanges = Exchanges(self._service, self._calls, settings.max_message_bytes, settings.max_request_s)
+        self._web = Web(exchanges, self._control, settings)
+        try:
+            return await self._web.start()
+        except OSError as error:
+            where = f"{settings.listen}:{settings.http_port}"
+            raise CannotStart(f"cannot listen on {where} for HTTP: {error.strerror or error}") from error
+
+    async def _say_of_model(self, name: str, versions: Sequence[int], serving: bool) -> None:
+        await self._health.set([name, *[f"{name}/{version}" for version in versions]], serving)
 
     async def drain(self) -> None:
         """NOT_SERVING at once; go on accepting for a while; then refuse, finish what was accepted, and stop."""
@@ -142,6 +175,8 @@ class App:
         # An open health Watch or reflection stream would hold the stop for its whole grace.
         await self._server.stop(_SENDING_S)
         await stopping
+        if self._web is not None:
+            await self._web.stop()
         self._tokenizing.stop()
         self._loader.stop()
         self._metrics_server.shutdown()

@@ -4,6 +4,7 @@
     ├── InvalidRequest          it can never succeed: one Problem for each field at fault
     ├── TurnedOff               the server's settings leave out what it asks for
     ├── ModelNotFound           no such model, or no such version of it
+    ├── LoadFailed              a model that was to be loaded cannot be served
     ├── BacklogFull             it may succeed later; carries the predicted wait
     ├── DeadlineUnreachable     what waits already would make it late; it may succeed later
     ├── NotReady                the server is loading or draining
@@ -52,6 +53,13 @@ class NotProtobuf(Problem):
 
     message: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotJson(Problem):
+    """The body of a message is not the JSON that the method takes."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,70 @@ class OverMemoryBudget(Problem):
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownName(Problem):
+    """A tensor or a parameter that there is none of."""
+
+    name: str
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTwice(Problem):
+    """A tensor that is there already under this name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotTogether(Problem):
+    """One of two that exclude each other."""
+
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrongDatatype(Problem):
+    """A tensor of a datatype that it cannot have."""
+
+    datatype: str
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WrongShape(Problem):
+    """A shape that the tensor cannot have."""
+
+    shape: tuple[int, ...]
+    wanted: str
+    """For instance "[batch, length]"."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeDisagrees(Problem):
+    """More or less content than the shape says."""
+
+    shape: tuple[int, ...]
+    given: int
+    unit: Literal["elements", "bytes", "tensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class BadMask(Problem):
+    """A row of an attention mask that is no run of ones between zeros."""
+
+    row: int
+    why: Literal["value", "empty", "holes"]
+
+
+@dataclass(frozen=True, slots=True)
+class BadValue(Problem):
+    """A value that a parameter or a field cannot have."""
+
+    value: str
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutOfPlace(Problem):
     """A stream's `open` that is not its first message."""
 
@@ -163,6 +235,14 @@ class ModelNotFound(Refusal):
     version: int
     models: tuple[str, ...]
     versions: tuple[int, ...]
+
+
+@dataclass
+class LoadFailed(Refusal):
+    """A bundle that was to be loaded is damaged, or does not run here. `why`: one line, for the operator."""
+
+    model: str
+    why: str
 
 
 @dataclass

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from harken.v1 import bundle_pb2
 
 from harken_server.errors import (
     Abandoned,
     AnswerTooLarge,
     BacklogFull,
+    BadValue,
     Expired,
     InvalidRequest,
     Missing,
@@ -18,6 +20,7 @@ from harken_server.errors import (
     NotReady,
     OverMemoryBudget,
     Problem,
+    Refusal,
     SequenceTooLong,
     TextNotAccepted,
     TokenOutOfRange,
@@ -25,7 +28,8 @@ from harken_server.errors import (
     TooManyBytes,
 )
 from harken_server.execution.batcher import Batcher
-from harken_server.execution.engine import TOKENS
+from harken_server.execution.engine import SENTENCE, TOKENS
+from harken_server.execution.finishing import Finish
 from harken_server.execution.pending import Outcome, Pending, Stamps
 from harken_server.execution.tokenizing import Tokenizing
 from harken_server.models.repository import Model, Repository
@@ -39,13 +43,16 @@ class TokenIds:
     """Token ids as they were given."""
 
     ids: Ids
-    """int64, the first ones, as many as the longest model takes."""
+    """int64, as many as the longest model takes: the first ones, or the last where the beginning is cut."""
     full_length: int
     """How many were given."""
 
 
 Input = str | TokenIds | Problem
 """A text, token ids, or what the edge already found wrong with it."""
+
+Truncate = Literal["refuse", "right", "left"]
+"""What becomes of an input that is longer than the model: nothing, or it loses its end, or its beginning."""
 
 MAX_PROBLEMS: Final = 16
 """How many fields at fault one answer names."""
@@ -74,13 +81,16 @@ class Options:
 
     model: str
     version: int
-    output: str
-    """One of the engine's outputs."""
-    truncate: bool
+    outputs: tuple[str, ...]
+    """Names of vectors: sentence_embedding, token_embeddings."""
+    truncate: Truncate
     priority: Priority
     tenant: str
     flow: object
     """The call or stream; flows share the lanes evenly."""
+    finish: Finish = Finish()  # noqa: RUF009 - it is frozen
+    padded_length: int | None = None
+    """None: token vectors leave as they are. Else the edge pads those of each input to the longest, or to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ class Answer:
     """What became of one input."""
 
     outcome: Outcome
-    """A vector float32 [H], token vectors float32 [length, H], or the refusal."""
+    """The vectors that were asked for, or the refusal."""
     tokens: int
     truncated: bool
     stamps: Stamps
@@ -122,6 +132,15 @@ class Service:
         self._clock: Final = clock
         self._unsent_bytes = 0
         self.state: Literal["loading", "serving", "draining"] = "loading"
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests, and goes on to."""
+        return self.state == "serving"
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """The versions of a model that are served."""
+        return self._repository.versions(name)
 
     def find(self, name: str, version: int) -> Model:
         """The model version that a request means. Raises ModelNotFound, InvalidRequest, or NotReady while loading."""
@@ -158,19 +177,22 @@ class Service:
             raise NotReady(self.state, _RETRY_S)
         if deadline.passed(received_s):
             raise Expired(deadline.by_cap)
+        _check_dimensions(options.finish.dimensions, model)
         text_bytes = self._check_inputs(model, inputs, names)
-        if text_bytes:
-            self._batcher.check_room(model.key, len(inputs))
-        sequences = await self._tokenize(model, inputs, text_bytes, deadline)
-        fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
-        answer_bytes = self._check_sequences(model, options, sequences, fields)
-        self._hold(answer_bytes)
-        try:
-            answers = await self._compute(model, options, sequences, deadline, received_s)
-        except BaseException:
-            self.sent(answer_bytes)
-            raise
-        return Answers(model, answers, answer_bytes)
+        with self._batcher.using(model.key):
+            if text_bytes:
+                self._batcher.check_room(model.key, len(inputs))
+            left = options.truncate == "left"
+            sequences = await self._tokenize(model, inputs, text_bytes, deadline, left)
+            fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
+            answer_bytes = self._check_sequences(model, options, sequences, fields)
+            self._hold(answer_bytes)
+            try:
+                answers = await self._compute(model, options, sequences, deadline, received_s)
+            except BaseException:
+                self.sent(answer_bytes)
+                raise
+            return Answers(model, answers, answer_bytes)
 
     def sent(self, size_bytes: int) -> None:
         """An answer has left, or nobody is there to take it."""
@@ -189,6 +211,8 @@ class Service:
         """From tokens to each one's outcome."""
         loop = asyncio.get_running_loop()
         group = _Group(len(sequences), loop)
+        finish, bundle = options.finish, model.manifest
+        outputs = finish.engine_outputs(options.outputs, bundle)
         queued_s = self._clock()
         pendings = [
             Pending(
@@ -198,7 +222,7 @@ class Service:
                 flow=options.flow,
                 arrived_s=queued_s,
                 ids=tokens.ids,
-                output=options.output,
+                outputs=outputs,
                 stamps=Stamps(received_s, queued_s),
                 on_settled=group.settled,
             )
@@ -219,7 +243,12 @@ class Service:
         finally:
             timer.cancel()
         return [
-            Answer(_outcome(pending), pending.length, tokens.full_length > pending.length, pending.stamps)
+            Answer(
+                _finished(_outcome(pending), options, bundle),
+                pending.length,
+                tokens.full_length > pending.length,
+                pending.stamps,
+            )
             for pending, tokens in zip(pendings, sequences, strict=True)
         ]
 
@@ -253,14 +282,14 @@ class Service:
         return text_bytes
 
     async def _tokenize(
-        self, model: Model, inputs: Sequence[Input], text_bytes: int, deadline: Deadline
+        self, model: Model, inputs: Sequence[Input], text_bytes: int, deadline: Deadline, left: bool
     ) -> list[Tokens]:
         tokenized: Iterator[Tokens] = iter(())
         if text_bytes and model.tokenizer is not None:
             texts = [given for given in inputs if isinstance(given, str)]
             try:
                 async with asyncio.timeout(deadline.remaining_s(self._clock())):
-                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes))
+                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes, left))
             except TimeoutError:
                 raise Expired(deadline.by_cap) from None
         limit = model.manifest.max_length
@@ -270,7 +299,8 @@ class Service:
                 sequences.append(next(tokenized))
             else:
                 assert isinstance(given, TokenIds)
-                sequences.append(Tokens(given.ids[:limit], given.full_length, counted_all=True, special=0))
+                ids = given.ids[-limit:] if left else given.ids[:limit]
+                sequences.append(Tokens(ids, given.full_length, counted_all=True, special=0))
         return sequences
 
     def _check_sequences(
@@ -285,13 +315,17 @@ class Service:
             length = len(tokens.ids)
             if length <= tokens.special:
                 problems.append(NoTokens(field))
-            elif tokens.full_length > limit and not options.truncate:
+            elif tokens.full_length > limit and options.truncate == "refuse":
                 problems.append(SequenceTooLong(field, tokens.full_length, limit, at_least=not tokens.counted_all))
             elif memory.batch_bytes(1, length) > budget_bytes:
                 problems.append(OverMemoryBudget(field, length, memory.batch_bytes(1, length), budget_bytes))
         _raise(problems)
-        rows = sum(len(tokens.ids) for tokens in sequences) if options.output == TOKENS else len(sequences)
-        answer_bytes = rows * model.manifest.hidden_size * 4 + len(sequences) * _ANSWER_OVERHEAD_BYTES
+        lengths = [len(tokens.ids) for tokens in sequences]
+        vectors = len(sequences) if SENTENCE in options.outputs else 0
+        if TOKENS in options.outputs:
+            padded_length = options.padded_length
+            vectors += sum(lengths) if padded_length is None else len(lengths) * max(padded_length, *lengths)
+        answer_bytes = vectors * model.manifest.hidden_size * 4 + len(sequences) * _ANSWER_OVERHEAD_BYTES
         if answer_bytes > self.limits.answer_bytes:
             raise InvalidRequest((AnswerTooLarge("inputs", answer_bytes, self.limits.answer_bytes),))
         return answer_bytes
@@ -319,6 +353,12 @@ def _field(given: Input, name: str) -> str:
     return f"{name}.text" if isinstance(given, str) else f"{name}.token_ids"
 
 
+def _check_dimensions(dimensions: int | None, model: Model) -> None:
+    hidden_size = model.manifest.hidden_size
+    if dimensions is not None and not 1 <= dimensions <= hidden_size:
+        raise InvalidRequest((BadValue("dimensions", str(dimensions), f"from 1 to the model's {hidden_size}"),))
+
+
 def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:
     if not len(ids):
         return [NoTokens(field)]
@@ -334,6 +374,10 @@ def _outcome(pending: Pending) -> Outcome:
     if pending.outcome is None:
         raise AssertionError("a call ends only when each of its sequences has an outcome")
     return pending.outcome
+
+
+def _finished(outcome: Outcome, options: Options, bundle: bundle_pb2.Bundle) -> Outcome:
+    return outcome if isinstance(outcome, Refusal) else options.finish.apply(outcome, options.outputs, bundle)
 
 
 def _raise(problems: Sequence[Problem]) -> None:

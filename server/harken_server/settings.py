@@ -36,17 +36,31 @@ class BadSettings(Exception):
 
 
 class Settings(BaseSettings):
-    """Serve transformer encoders over gRPC, batching variable-length requests by length and measured cost."""
+    """Serve transformer encoders over gRPC and HTTP, batching variable-length requests by length and measured cost."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     config: Path | None = Field(None, description="A TOML file with settings, named as here: grpc_port = 8001.")
-    models: Path = Field(Path("models"), description="Folder of the bundles, NAME/VERSION/ each.")
+    models: Path = Field(Path("models"), description="Folder of the bundles, NAME/VERSION/ each; or a single bundle.")
+    model_name: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,127})?$",
+        description="Where `models` is itself a bundle (as KServe mounts it): its name; the version is 1. Empty: the "
+        "name that the bundle gives itself.",
+    )
+    model_control: bool = Field(
+        False,
+        description="Whether clients may load and unload models of the folder (RepositoryModelLoad and -Unload).",
+    )
     listen: str = Field(
         "127.0.0.1",
-        description="Address to listen on, for gRPC and metrics. 0.0.0.0 is every IPv4 interface, :: every interface.",
+        description="Address to listen on, for gRPC, HTTP and metrics. 0.0.0.0 is every IPv4 interface, :: every one.",
     )
     grpc_port: Port = Field(8001, description="Port of the gRPC services. 0 takes any free one.")
+    http: bool = Field(
+        True, description="Whether the HTTP edge is served: OpenAI's, TEI's and the Open Inference form."
+    )
+    http_port: Port = Field(8000, description="Port of the HTTP edge. 0 takes any free one.")
     metrics_port: Port = Field(8002, description="Port of Prometheus' /metrics over HTTP. 0 takes any free one.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the models run. auto takes CUDA where it works, else the CPU."
@@ -121,7 +135,7 @@ class Settings(BaseSettings):
         ge=1024,
         description="Most bytes of answers that may wait for their readers; then calls are refused.",
     )
-    max_connections: int = Field(1024, ge=1, description="Most open gRPC connections.")
+    max_connections: int = Field(1024, ge=1, description="Most open connections, gRPC's and HTTP's each.")
     max_request_s: float = Field(
         30.0,
         gt=0,

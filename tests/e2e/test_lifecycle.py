@@ -18,7 +18,7 @@ from harken.v1 import encoder_pb2 as pb
 from support.calls import ids, refused, stub
 from support.server import BIN, RunningServer, failed_start, running_server
 
-QUIET = ("--grpc-port", "0", "--metrics-port", "0")
+QUIET = ("--grpc-port", "0", "--metrics-port", "0", "--http-port", "0")
 
 
 def health(channel: grpc.Channel) -> Any:
@@ -165,11 +165,11 @@ def test_a_port_in_use_is_one_line_and_code_two(tiny_models: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         base = ["--models", str(tiny_models)]
-        code, error = failed_start([*base, "--grpc-port", port, "--metrics-port", "0"])
+        code, error = failed_start([*base, "--grpc-port", port, "--metrics-port", "0", "--http-port", "0"])
         assert code == 2
         assert f"cannot listen on 127.0.0.1:{port} for gRPC: Address already in use" in error
         assert len(error.splitlines()) == 1
-        code, error = failed_start([*base, "--grpc-port", "0", "--metrics-port", port])
+        code, error = failed_start([*base, "--grpc-port", "0", "--metrics-port", port, "--http-port", "0"])
         assert code == 2
         assert f"cannot listen on 127.0.0.1:{port} for metrics" in error
         assert len(error.splitlines()) == 1
@@ -177,7 +177,9 @@ def test_a_port_in_use_is_one_line_and_code_two(tiny_models: Path) -> None:
 
 def test_a_second_server_cannot_take_the_port_of_a_first(tiny_server: RunningServer, tiny_models: Path) -> None:
     port = str(tiny_server.grpc_port)
-    code, error = failed_start(["--models", str(tiny_models), "--grpc-port", port, "--metrics-port", "0"])
+    code, error = failed_start(
+        ["--models", str(tiny_models), "--grpc-port", port, "--metrics-port", "0", "--http-port", "0"]
+    )
     assert (code, error) == (
         2, f"harken-server: error: cannot listen on 127.0.0.1:{port} for gRPC: Address already in use",
     )  # fmt: skip

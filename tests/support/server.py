@@ -31,6 +31,7 @@ class RunningServer:
 
     process: subprocess.Popen[str]
     grpc_port: int = 0
+    http_port: int = 0
     metrics_port: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
 
@@ -76,7 +77,18 @@ def running_server(
     models: Path, *options: str, environment: Mapping[str, str] | None = None, wait: bool = True
 ) -> Iterator[RunningServer]:
     """Start a server over `models` and wait until it serves (or, without `wait`, until it listens)."""
-    arguments = ["--models", str(models), "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu"]
+    arguments = [
+        "--models",
+        str(models),
+        "--grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--http-port",
+        "0",
+        "--device",
+        "cpu",
+    ]
     arguments += ["--log-format", "json", *([] if "--drain-delay-s" in options else ["--drain-delay-s", "0"]), *options]
     with _process(arguments, environment) as process:
         server = RunningServer(process)
@@ -97,6 +109,7 @@ def running_server(
                 break
         ports = json.loads(line)
         server.grpc_port, server.metrics_port = ports["grpc_port"], ports["metrics_port"]
+        server.http_port = ports["http_port"] or 0
         yield server
 
 

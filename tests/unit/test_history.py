@@ -20,13 +20,13 @@ from harken_server.telemetry.metrics import CLOSED_BY
 
 # A row costs 1 s for 10 tokens and 2 s for 20; two rows of 20 tokens cost 3 s.
 COST = CostSurface({(1, 10): 1.0, (1, 20): 2.0, (2, 10): 1.5, (2, 20): 3.0})
-VECTOR = np.zeros(4, np.float32)
+VECTOR = {"sentence": np.zeros(4, np.float32)}
 
 
 def settled(length: int, outcome: Outcome | None = VECTOR, flow: object = 1, bulk: bool = False) -> Pending:
     pending = Pending(
         length=length, deadline=Deadline(1e9), priority=Priority.BULK if bulk else Priority.INTERACTIVE, flow=flow,
-        arrived_s=1.0, ids=np.zeros(length, np.int64), output="sentence", stamps=Stamps(0.5, 1.0, taken_s=1.25),
+        arrived_s=1.0, ids=np.zeros(length, np.int64), outputs=("sentence",), stamps=Stamps(0.5, 1.0, taken_s=1.25),
         on_settled=lambda _: None,
     )  # fmt: skip
     if outcome is not None:
@@ -121,7 +121,7 @@ def test_members_beyond_the_limit_are_counted_and_not_kept() -> None:
 def test_neither_vectors_nor_token_ids_nor_callers_are_kept_alive() -> None:
     history = History(1)
     vector = np.zeros(4, np.float32)
-    pending = settled(10, vector)
+    pending = settled(10, {"sentence": vector})
     gone: list[weakref.ref[Any]] = [weakref.ref(vector), weakref.ref(pending.ids), weakref.ref(pending.on_settled)]
     add(history, [pending])
     del vector, pending

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from harken.v1 import bundle_pb2
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
-from harken_server.models.bundle import BundleError, read_bundle
+from harken_server.models.bundle import BundleError, Found, read_bundle
 from harken_server.models.repository import Model, Repository, find_bundles
 from harken_server.models.tokenizer import Tokenizer
 from hypothesis import given, settings
@@ -91,7 +91,7 @@ def test_only_folders_of_a_name_and_a_number_are_bundles(tmp_path: Path) -> None
     for folder in ("b/2", "a/10", "a/9", ".a.tmp/1", "a/latest", "a/0"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "c").write_text("")
-    assert [str(path.relative_to(tmp_path)) for path in find_bundles(tmp_path)] == ["a/9", "a/10", "b/2"]
+    assert [(found.name, found.version) for found in find_bundles(tmp_path, "")] == [("a", 9), ("a", 10), ("b", 2)]
 
 
 def test_a_link_out_of_the_bundle_is_refused(tiny_models: Path, tmp_path: Path) -> None:
@@ -99,15 +99,15 @@ def test_a_link_out_of_the_bundle_is_refused(tiny_models: Path, tmp_path: Path) 
     bundle.mkdir(parents=True)
     for file in (tiny_models / "tiny" / "1").iterdir():
         (bundle / file.name).write_bytes(file.read_bytes())
-    assert read_bundle(bundle).manifest.name == "tiny"
+    assert read_bundle(Found(bundle, "tiny", 1)).manifest.name == "tiny"
     outside = tmp_path / "outside.onnx"
     (bundle / "model.onnx").rename(outside)
     (bundle / "model.onnx").symlink_to(outside)
     with pytest.raises(BundleError, match="leads out of the bundle"):
-        read_bundle(bundle)
+        read_bundle(Found(bundle, "tiny", 1))
 
 
 def test_the_bytes_that_were_hashed_are_the_bytes_that_are_kept(tiny_models: Path) -> None:
-    bundle = read_bundle(tiny_models / "tiny" / "1")
+    bundle = read_bundle(Found(tiny_models / "tiny" / "1", "tiny", 1))
     assert np.frombuffer(bundle.model, np.uint8).size == bundle.manifest.files[0].size_bytes
     assert bundle.tokenizer is None

@@ -1,7 +1,7 @@
 """An allocation that fails: the batch is split, the budget falls and comes back, and everybody gets one answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from threading import Event
@@ -14,7 +14,7 @@ from harken_server.execution.collate import Buffers, PaddedBatch
 from harken_server.execution.engine import SENTENCE, EngineError, OutOfMemory, Outputs
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
-from harken_server.execution.pending import Pending, Stamps
+from harken_server.execution.pending import Outcome, Pending, Stamps
 from harken_server.scheduling.admission import Capacity
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.cost import CostSurface
@@ -52,14 +52,20 @@ class SmallMachine:
 def pending(first: int, length: int, settled: Callable[[Pending], None] = lambda _: None) -> Pending:
     return Pending(
         length=length, deadline=Deadline(1e9), priority=Priority.INTERACTIVE, flow=object(), arrived_s=0.0,
-        ids=np.full(length, first, np.int64), output=SENTENCE, stamps=Stamps(0.0, 0.0), on_settled=settled,
+        ids=np.full(length, first, np.int64), outputs=(SENTENCE,), stamps=Stamps(0.0, 0.0), on_settled=settled,
     )  # fmt: skip
+
+
+def vector(outcome: Outcome) -> list[float]:
+    assert isinstance(outcome, Mapping), outcome
+    listed: list[float] = outcome[SENTENCE].tolist()
+    return listed
 
 
 def test_a_batch_without_memory_is_halved_after_a_shrink_until_it_fits() -> None:
     machine = SmallMachine(most_tokens=20)
     ran = run_batch(machine, [pending(index, 10) for index in range(8)], count(0.0).__next__, Buffers())
-    assert [np.asarray(outcome).tolist() for outcome in ran.outcomes] == [[float(index)] for index in range(8)]
+    assert [vector(outcome) for outcome in ran.outcomes] == [[float(index)] for index in range(8)]
     assert list(ran.short) == [(8, 10), (4, 10), (4, 10)]
     half = [(4, 10), "shrink", (2, 10), (2, 10)]
     assert machine.ran == [(8, 10), "shrink", *half, *half]
@@ -76,7 +82,7 @@ def test_only_who_finds_no_memory_alone_is_told_so(rows: list[tuple[int, int]]) 
         elif first == POISON:
             assert outcome == ComputeFailed("ENGINE_FAILED")
         else:
-            assert np.asarray(outcome).tolist() == [1.0]
+            assert vector(outcome) == [1.0]
     assert all(rows * padded_length > 30 for rows, padded_length in ran.short)
 
 
@@ -93,7 +99,7 @@ class Server:
         self.batcher = Batcher(Capacity(1000, 100_000), self.metrics, History(0), self.clock, self.died.append)
         cheap_together = CostSurface({(batch, 1): 1.0 for batch in (1, 64)})
         self.backlog: Backlog[Pending] = Backlog(cheap_together, MemoryModel(1, 0))
-        self.batcher.serve(MODEL, Served([machine] * lanes, None, self.backlog, self.metrics.for_model("m")))
+        self.batcher.serve(MODEL, Served([machine] * lanes, None, self.backlog, self.metrics.for_model("m", 1)))
 
     def clock(self) -> float:
         return self.now_s
@@ -113,7 +119,7 @@ class Server:
 
     def _settled(self, pending: Pending) -> None:
         outcome = pending.outcome
-        self.answers.append((pending.length, "vector" if isinstance(outcome, np.ndarray) else outcome))
+        self.answers.append((pending.length, outcome if isinstance(outcome, Exception) else "vector"))
         self.settled.set()
 
 

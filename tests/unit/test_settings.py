@@ -15,7 +15,8 @@ def test_defaults_are_safe() -> None:
     assert settings.max_connections == 1024
     assert settings.max_request_s == 30
     assert settings.drain_delay_s == 5
-    assert (settings.grpc_port, settings.metrics_port) == (8001, 8002)
+    assert (settings.http_port, settings.grpc_port, settings.metrics_port) == (8000, 8001, 8002)
+    assert not settings.model_control
 
 
 def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_every_setting_is_taken_from_the_environment(name: str, tmp_path: Path) 
     config.write_text("")
     texts = {
         "config": str(config), "models": "elsewhere", "state_dir": "elsewhere", "listen": "::", "device": "cpu",
-        "log_level": "debug", "log_format": "json", "lane_sessions": "own", "gpu_arena_extend": "next-power-of-two",
+        "model_name": "other", "log_level": "debug", "log_format": "json", "lane_sessions": "own", "gpu_arena_extend": "next-power-of-two",
     }  # fmt: skip
     default = getattr(load([], {}), name)
     number = not default if isinstance(default, bool) else (default if name not in texts else 0) + 7

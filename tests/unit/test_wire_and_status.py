@@ -1,9 +1,8 @@
 """Bytes that do not parse, and refusals as gRPC says them."""
 
-import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import grpc
 import pytest
@@ -61,11 +60,16 @@ PROBLEMS = [
     kind for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, errors.Problem) and kind is not errors.Problem
 ]  # fmt: skip
-EXAMPLES: dict[object, Any] = {int: 7, str: "seven", bool: True, tuple[str, ...]: ("a", "b")}
+EXAMPLES: dict[object, Any] = {
+    int: 7, str: "seven", bool: True, tuple[str, ...]: ("a", "b"), tuple[int, ...]: (7, 8),
+}  # fmt: skip
 
 
 def example(kind: type[errors.Problem]) -> errors.Problem:
-    return kind(**{field.name: EXAMPLES[field.type] for field in dataclasses.fields(kind)})
+    hints = get_type_hints(kind)
+    return kind(
+        **{name: get_args(hint)[0] if get_origin(hint) is Literal else EXAMPLES[hint] for name, hint in hints.items()}
+    )
 
 
 @pytest.mark.parametrize("kind", PROBLEMS, ids=lambda kind: kind.__name__)
@@ -86,7 +90,7 @@ def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
     never = [
         errors.InvalidRequest((errors.Missing("inputs"),)), errors.ModelNotFound("m", 0, (), ()), errors.Expired(True),
         errors.Expired(False), errors.Abandoned(), errors.ComputeFailed("ENGINE_FAILED"),
-        errors.ComputeFailed("NOT_FINITE"), errors.BacklogFull(0, 9, 6, "tokens", 0.25),
+        errors.ComputeFailed("NOT_FINITE"), errors.LoadFailed("m", "damaged"), errors.BacklogFull(0, 9, 6, "tokens", 0.25),
     ]  # fmt: skip
     assert [answer(refusal, "id").retry_after_s for refusal in later] == [0.25, 1.0, 1.0, 1.0]
     assert [dict(answer(refusal, "id").trailers())["grpc-retry-pushback-ms"] for refusal in later] == [
@@ -97,7 +101,7 @@ def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
 
 REFUSALS = [
     *(errors.InvalidRequest((example(kind),)) for kind in PROBLEMS), errors.ModelNotFound("m", 0, (), ()),
-    errors.TurnedOff("s"), errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
+    errors.TurnedOff("s"), errors.LoadFailed("m", "damaged"), errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
     errors.NotReady("loading", 1.0), errors.NotReady("draining", 1.0),
 ]  # fmt: skip
 ENDINGS = [errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_FINITE"), errors.NoMemory(1.0)]

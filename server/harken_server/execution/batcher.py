@@ -4,7 +4,9 @@ It lives on the event loop and is driven by events: something arrived, or a lane
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -67,6 +69,9 @@ class Batcher:
         self._out_of_memory = False
         self._models: Final[dict[ModelKey, Served]] = {}
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
+        # Callers of each, and those to be let go of once nobody asks for them and nothing of theirs runs.
+        self._users: Final[Counter[ModelKey]] = Counter()
+        self._leaving: Final[set[ModelKey]] = set()
         self._cores = Lanes(0)
         self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
         # What such a lane runs next.
@@ -88,10 +93,37 @@ class Batcher:
         """Take sequences for this model from now on."""
         self._models[key] = served
         self._backlogs[key] = served.backlog
-        served.metrics.backlog_sequences.set_function(lambda: served.backlog.sequences)
-        served.metrics.backlog_tokens.set_function(lambda: served.backlog.tokens)
+        backlog = served.backlog
+        served.metrics.backlog_sequences.set_function(lambda: backlog.sequences)
+        served.metrics.backlog_tokens.set_function(lambda: backlog.tokens)
         served.metrics.predicted_wait.set_function(self.predicted_wait_s)
-        served.metrics.cost_scale.set_function(lambda: served.backlog.cost.scale)
+        served.metrics.cost_scale.set_function(lambda: backlog.cost.scale)
+
+    @contextmanager
+    def using(self, key: ModelKey) -> Iterator[None]:
+        """While a call asks for this model, it stays."""
+        self._users[key] += 1
+        try:
+            yield
+        finally:
+            self._users[key] -= 1
+            if self._leaving:
+                self._let_go()
+
+    def retire(self, key: ModelKey) -> None:
+        """Let go of this model as soon as nobody uses it; nobody new may ask for it from now on."""
+        self._leaving.add(key)
+        self._let_go()
+
+    def leaving(self) -> list[ModelKey]:
+        """Those that were retired and are still in use."""
+        return list(self._leaving)
+
+    def _let_go(self) -> None:
+        busy = {start.model for start, _ in self._running.values()} | {start.model for start in self._prepared.values()}
+        for key in [key for key in self._leaving if not self._users[key] and key not in busy]:
+            self._leaving.discard(key)
+            del self._models[key], self._backlogs[key], self._users[key]
 
     @property
     def memory_budget_bytes(self) -> int:
@@ -239,7 +271,11 @@ class Batcher:
             pending.stamps.scattered_s = now_s
             self._settle(served, pending, outcome)
         if ran.pendings:
+            collate_s = max(ran.pendings[0].stamps.collated_s - ran.pendings[0].stamps.taken_s, 0.0)
+            served.metrics.statistics.ran(len(ran.pendings), collate_s, ran.compute_s, now_s - ran.ended_s)
             self._history.add(start, ran, served.backlog.cost, took_s, now_s)
+        if self._leaving:
+            self._let_go()
         self._shrink_when_idle()
 
     def _after_no_memory(
@@ -284,6 +320,7 @@ class Batcher:
             return
         served.metrics.finished[outcome_label(outcome)].inc()
         if not isinstance(outcome, Exception):
+            served.metrics.statistics.sequences += 1
             stages, stamps = served.metrics.stages, pending.stamps
             stages["tokenize"].observe(stamps.queued_s - stamps.received_s)
             stages["queue"].observe(stamps.taken_s - stamps.queued_s)

@@ -132,7 +132,7 @@ def _outcomes(
 def _run(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers) -> list[Outcome]:
     batch = collate([pending.ids for pending in pendings], buffers)
     collated_s = clock()
-    wanted = sorted({pending.output for pending in pendings})
+    wanted = sorted({name for pending in pendings for name in pending.outputs})
     outputs = runner.run(batch, wanted)
     computed_s = clock()
     outcomes: list[Outcome] = []
@@ -140,8 +140,9 @@ def _run(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buf
     all_finite = all(np.isfinite(outputs[name]).all() for name in wanted)
     for row, pending in enumerate(pendings):
         pending.stamps.collated_s, pending.stamps.computed_s = collated_s, computed_s
-        vector = outputs[pending.output][row]
-        if pending.output == TOKENS:
-            vector = vector[: pending.length]
-        outcomes.append(vector if all_finite or np.isfinite(vector).all() else ComputeFailed("NOT_FINITE"))
+        vectors = {name: outputs[name][row] for name in pending.outputs}
+        if TOKENS in vectors:
+            vectors[TOKENS] = vectors[TOKENS][: pending.length]
+        finite = all_finite or all(np.isfinite(vector).all() for vector in vectors.values())
+        outcomes.append(vectors if finite else ComputeFailed("NOT_FINITE"))
     return outcomes

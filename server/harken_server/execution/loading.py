@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import structlog
 
-from harken_server.execution.batcher import Batcher, Served
+from harken_server.execution.batcher import Batcher, ModelKey, Served
 from harken_server.execution.calibration import Grid
 from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import (
@@ -48,7 +48,7 @@ _WEIGHTS_SHARE: Final = 0.25
 
 
 class Loader:
-    """Loads every bundle of the settings' folder, once. Belongs to the event loop's thread."""
+    """Loads the bundles of the settings' folder: all at the start, single ones later. Belongs to the event loop."""
 
     def __init__(
         self, settings: Settings, repository: Repository, batcher: Batcher, metrics: Metrics, clock: Clock
@@ -62,8 +62,11 @@ class Loader:
         self._device_memory: DeviceMemory | None = None
         self._lanes: list[Lane] = []
         self._wide_lane: Lane | None = None
+        self._device: Device = "cpu"
         # Weights of models whose lanes have sessions of their own, in all of these.
         self._own_bytes = 0
+        self._own_by_model: Final[dict[ModelKey, int]] = {}
+        self._alone = True
 
     async def load(self) -> None:
         """Load, warm up and serve. Raises BundleError or DeviceUnavailable, one line each."""
@@ -75,19 +78,49 @@ class Loader:
             onnxruntime=runtime_version(),
         )  # fmt: skip
         wanted: str = settings.device
-        for folder in find_bundles(settings.models):
-            bundle = await asyncio.to_thread(read_bundle, folder)
+        for found in find_bundles(settings.models, settings.model_name):
+            bundle = await asyncio.to_thread(read_bundle, found)
             engine, device = await asyncio.to_thread(_make_engine, bundle, settings, wanted)
-            wanted = device  # all models run where the first one does
+            wanted = self._device = device  # all models run where the first one does
             if not self._lanes:
                 self._make_lanes(device, settings.lanes or (cores.amount if device == "cpu" else 1))
             await self._serve(bundle, engine, device)
+        self._alone = False
         budget_bytes = self._budget_bytes(device)
         log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
         batcher = self._batcher
         self._metrics.watch_memory(batcher.present_budget_bytes, batcher.predicted_batch_bytes, self._device_memory)
         limits = Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes)
         batcher.open(self._lanes, self._wide_lane, limits)
+
+    def found(self) -> list[ModelKey]:
+        """Name and version of every bundle in the folder, checked or not; blocks. Raises BundleError without any."""
+        return [(found.name, found.version) for found in find_bundles(self._settings.models, self._settings.model_name)]
+
+    async def load_version(self, name: str, version: int) -> None:
+        """Serve this version too, if it is not served. Raises BundleError or DeviceUnavailable, one line each."""
+        if version in self._repository.versions(name):
+            return
+        if (name, version) in self._batcher.leaving():
+            raise BundleError(f"{name}/{version}: is still being unloaded; what it accepted is not answered yet")
+        folders = await asyncio.to_thread(find_bundles, self._settings.models, self._settings.model_name)
+        for found in folders:
+            if (found.name, found.version) == (name, version):
+                bundle = await asyncio.to_thread(read_bundle, found)
+                engine, device = await asyncio.to_thread(_make_engine, bundle, self._settings, self._device)
+                await self._serve(bundle, engine, device)
+
+    def unload_version(self, name: str, version: int) -> None:
+        """Serve this version no longer. It must be served."""
+        model = self._repository.find(name, version)
+        self._repository.remove(model.key)
+        self._batcher.retire(model.key)
+        self._own_bytes -= self._own_by_model.pop(model.key, 0)
+        self._metrics.model_info.remove(*_info(model))
+
+    def leaving(self) -> list[ModelKey]:
+        """Versions that are unloaded and still in use."""
+        return self._batcher.leaving()
 
     def stop(self) -> None:
         """End the lanes."""
@@ -113,11 +146,9 @@ class Loader:
         measured, wide_engine, wide_cost = await asyncio.to_thread(self._measure, bundle, engines, device)
         backlog: Backlog[Pending] = Backlog(measured.cost, measured.memory, wide_cost)
         model = Model(manifest, bundle.sha256, tokenizer, device)
-        self._batcher.serve(model.key, Served(engines, wide_engine, backlog, self._metrics.for_model(manifest.name)))
+        self._batcher.serve(model.key, Served(engines, wide_engine, backlog, self._metrics.for_model(*model.key)))
         self._repository.add(model)
-        self._metrics.model_info.labels(
-            manifest.name, str(manifest.version), manifest.precision, device, bundle.sha256[:12]
-        ).set(1)
+        self._metrics.model_info.labels(*_info(model)).set(1)
         log.info(
             "model ready",
             model=f"{manifest.name}/{manifest.version}",
@@ -136,6 +167,7 @@ class Loader:
             try:
                 others = [Engine(bundle.model, _on_cpu(self._settings, threads=1)) for _ in self._lanes[1:]]
                 self._own_bytes += weights_bytes
+                self._own_by_model[bundle.manifest.name, bundle.manifest.version] = weights_bytes
                 return [engine, *others]
             except EngineError as error:
                 log.warning("lanes share a session of this model", model=bundle.manifest.name, why=str(error))
@@ -175,6 +207,7 @@ class Loader:
             self._device_memory,
             settings.warmup_s,
             self._clock,
+            alone=self._alone,
         )
         try:
             _check_shape(bundle, engines[0])
@@ -205,6 +238,12 @@ class Loader:
 
     def _batch_tokens(self, device: Device) -> int:
         return self._settings.max_batch_tokens or _BATCH_TOKENS[device]
+
+
+def _info(model: Model) -> tuple[str, ...]:
+    """The label values of harken_model_info."""
+    manifest = model.manifest
+    return manifest.name, str(manifest.version), manifest.precision, model.device, model.sha256[:12]
 
 
 def _check_shape(bundle: Bundle, engine: Engine) -> None:

@@ -41,7 +41,7 @@ class Measured:
 
 
 class Measuring:
-    """Runs batches on idle lanes, before anything is served."""
+    """Runs batches on the lanes: idle ones, before anything is served, or between the batches of requests."""
 
     def __init__(
         self,
@@ -52,8 +52,14 @@ class Measuring:
         device_memory: DeviceMemory | None,
         limit_s: float,
         clock: Clock,
+        *,
+        alone: bool,
     ) -> None:
-        """`limit_s`: most seconds for one model; the smallest shape always runs."""
+        """`limit_s`: most seconds for one model; the smallest shape always runs. `alone`: nothing is served meanwhile.
+
+        Beside requests, memory cannot be measured, and what seconds are measured are not kept for the next start.
+        """
+        self._alone: Final = alone
         self._surfaces: Final = surfaces
         self._lanes: Final = lanes
         self._wide_lane: Final = wide_lane
@@ -114,6 +120,8 @@ class Measuring:
     def _peaks(self, engine: Runner, wanted: list[Shape], known: Peaks, limit_s: float) -> Peaks:
         if not wanted:
             return {}
+        if not self._alone:
+            return known
         try:
             return measure_peaks(engine, self._lanes[0], wanted, self._growth(), known, limit_s, self._clock)
         except (EngineError, RuntimeError) as error:
@@ -128,5 +136,5 @@ class Measuring:
         return DeviceGrowth(self._device_memory)
 
     def _keep(self, fingerprint: Fingerprint, surface: Surface, known: Surface | None) -> None:
-        if surface != known:
+        if surface != known and self._alone:
             self._surfaces.keep(fingerprint, surface)

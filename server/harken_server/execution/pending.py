@@ -1,6 +1,6 @@
 """An accepted sequence, from the door to its one answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,7 +10,10 @@ import numpy.typing as npt
 from harken_server.errors import Abandoned, ComputeFailed, Expired, NoMemory, Refusal
 from harken_server.scheduling.waiting import Waiting
 
-Outcome = npt.NDArray[np.float32] | Refusal
+Vectors = Mapping[str, npt.NDArray[np.float32]]
+"""By the name of the output: sentence_embedding float32 [H], token_embeddings float32 [length, H]."""
+
+Outcome = Vectors | Refusal
 
 _NS: Final = 1_000_000_000
 
@@ -40,7 +43,7 @@ class Pending(Waiting):
 
     ids: npt.NDArray[np.int64]
     """int64 [length]"""
-    output: str
+    outputs: tuple[str, ...]
     """Which of the engine's outputs it wants."""
     stamps: Stamps
     on_settled: Callable[["Pending"], None]

@@ -22,8 +22,13 @@ class Tokenizing:
         self._limit_bytes: Final = limit_bytes
         self._waiting_bytes = 0
 
-    async def encode(self, tokenizer: Tokenizer, texts: Sequence[str], size_bytes: int) -> list[Tokens]:
-        """Tokenise `texts`, together `size_bytes` long. Raises BacklogFull if too much text waits already."""
+    async def encode(
+        self, tokenizer: Tokenizer, texts: Sequence[str], size_bytes: int, left: bool = False
+    ) -> list[Tokens]:
+        """Tokenise `texts`, together `size_bytes` long; `left`: cut beginnings.
+
+        Raises BacklogFull if too much text waits already.
+        """
         if self._waiting_bytes + size_bytes > self._limit_bytes:
             retry_after_s = max(self._waiting_bytes / _BYTES_PER_S / self._threads, 0.01)
             raise BacklogFull(self._waiting_bytes, size_bytes, self._limit_bytes, "bytes of text", retry_after_s)
@@ -33,7 +38,7 @@ class Tokenizing:
             tokens: list[Tokens] = []
             for piece in _slices(texts):
                 # One slice at a time: other calls' slices go in between.
-                tokens += await loop.run_in_executor(self._executor, tokenizer.encode, piece)
+                tokens += await loop.run_in_executor(self._executor, tokenizer.encode, piece, left)
             return tokens
         finally:
             self._waiting_bytes -= size_bytes

@@ -30,6 +30,19 @@ class BundleError(Exception):
 
 
 @dataclass(frozen=True)
+class Found:
+    """A folder with a bundle, and what it is served as.
+
+    alone   the folder itself was given, not one that holds NAME/VERSION: whatever the bundle calls itself
+    """
+
+    folder: Path
+    name: str
+    version: int
+    alone: bool = False
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A checked bundle. `model` and `tokenizer` are the very bytes that were hashed."""
 
@@ -41,19 +54,22 @@ class Bundle:
     tokenizer: bytes | None
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Read `folder` (NAME/VERSION), checking every hash. Raises BundleError."""
+def name_of(folder: Path) -> str:
+    """What a bundle calls itself. Raises BundleError."""
+    name = _parse(folder, _read(folder, MANIFEST, _MANIFEST_LIMIT_BYTES)).name
+    if not NAME.fullmatch(name):
+        raise BundleError(f"{folder / MANIFEST}: name {name!r} is no name of a model")
+    return name
+
+
+def read_bundle(found: Found) -> Bundle:
+    """Read a bundle, checking every hash. Raises BundleError."""
+    folder = found.folder
     raw = _read(folder, MANIFEST, _MANIFEST_LIMIT_BYTES)
-    manifest = bundle_pb2.Bundle()
-    try:
-        json_format.Parse(raw, manifest)
-    except json_format.ParseError as error:
-        raise BundleError(f"{folder / MANIFEST}: not a bundle manifest: {error}") from error
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{folder / MANIFEST}: not UTF-8") from error
-    except RecursionError as error:
-        raise BundleError(f"{folder / MANIFEST}: nested too deeply") from error
-    _check_manifest(folder, manifest)
+    manifest = _parse(folder, raw)
+    if found.alone:
+        manifest.name, manifest.version = found.name, found.version
+    _check_manifest(found, manifest)
     contents = {file.name: _read_hashed(folder, file) for file in manifest.files}
     return Bundle(
         folder=folder,
@@ -64,14 +80,25 @@ def read_bundle(folder: Path) -> Bundle:
     )
 
 
-def _check_manifest(folder: Path, manifest: bundle_pb2.Bundle) -> None:
-    where = folder / MANIFEST
+def _parse(folder: Path, raw: bytes) -> bundle_pb2.Bundle:
+    manifest = bundle_pb2.Bundle()
+    try:
+        json_format.Parse(raw, manifest)
+    except json_format.ParseError as error:
+        raise BundleError(f"{folder / MANIFEST}: not a bundle manifest: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{folder / MANIFEST}: not UTF-8") from error
+    except RecursionError as error:
+        raise BundleError(f"{folder / MANIFEST}: nested too deeply") from error
+    return manifest
+
+
+def _check_manifest(found: Found, manifest: bundle_pb2.Bundle) -> None:
+    where = found.folder / MANIFEST
     if manifest.format != FORMAT:
         raise BundleError(f"{where}: format {manifest.format} is not known to this server (it knows {FORMAT})")
-    if (manifest.name, str(manifest.version)) != (folder.parent.name, folder.name):
-        raise BundleError(
-            f"{where}: is {manifest.name}/{manifest.version}, but lies in {folder.parent.name}/{folder.name}"
-        )
+    if (manifest.name, manifest.version) != (found.name, found.version):
+        raise BundleError(f"{where}: is {manifest.name}/{manifest.version}, but lies in {found.name}/{found.version}")
     if manifest.architecture != ARCHITECTURE:
         raise BundleError(
             f"{where}: architecture {manifest.architecture!r} is not known to this server ({ARCHITECTURE} is)"

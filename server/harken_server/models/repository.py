@@ -8,7 +8,7 @@ from typing import Final
 from harken.v1 import bundle_pb2
 
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
-from harken_server.models.bundle import MANIFEST, NAME, BundleError
+from harken_server.models.bundle import MANIFEST, NAME, BundleError, Found, name_of
 from harken_server.models.tokenizer import Tokenizer
 
 
@@ -42,12 +42,26 @@ class Repository:
         self._models.setdefault(name, {})[version] = model
         self.max_length = max(self.max_length, model.manifest.max_length)
 
+    def remove(self, key: tuple[str, int]) -> None:
+        """Serve this version no longer."""
+        name, version = key
+        del self._models[name][version]
+        if not self._models[name]:
+            del self._models[name]
+        self.max_length = max((model.manifest.max_length for model in self), default=0)
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """Of this model, in their order; none if it is not served."""
+        return tuple(sorted(self._models.get(name, ())))
+
     def find(self, name: str, version: int) -> Model:
         """The version that a request means: no name is the only model, version 0 is the highest.
 
         Raises ModelNotFound, or InvalidRequest where no name is given and several models are there.
         """
         if not name:
+            if not self._models:
+                raise ModelNotFound(name, version, (), ())
             if len(self._models) != 1:
                 raise InvalidRequest((AmbiguousModel("model", tuple(sorted(self._models))),))
             name = next(iter(self._models))
@@ -67,12 +81,20 @@ class Repository:
                 yield model
 
 
-def find_bundles(models: Path) -> list[Path]:
-    """Every NAME/VERSION folder under `models`. Raises BundleError if there is none."""
+def find_bundles(models: Path, model_name: str) -> list[Found]:
+    """Every NAME/VERSION folder under `models`; or `models` itself, where it is a bundle, as version 1 of `model_name`
+    or, where that is empty, under its own name.
+
+    Raises BundleError if there is none.
+    """
     if not models.is_dir():
         raise BundleError(f"{models}: no such folder; `harken-export minilm --models {models}` makes a first bundle")
+    if (models / MANIFEST).exists():
+        return [Found(models, model_name or name_of(models), 1, alone=True)]
+    if model_name:
+        raise BundleError(f"{models}: model_name names a bundle that lies there itself, and {MANIFEST} does not")
     folders = [
-        folder
+        Found(folder, folder.parent.name, int(folder.name))
         for folder in models.glob("*/*")
         if NAME.fullmatch(folder.parent.name) and folder.name.isdecimal() and int(folder.name) > 0 and folder.is_dir()
     ]
@@ -81,4 +103,4 @@ def find_bundles(models: Path) -> list[Path]:
             f"{models}: holds no bundle (a folder NAME/VERSION with {MANIFEST}); "
             f"`harken-export minilm --models {models}` makes one"
         )
-    return sorted(folders, key=lambda folder: (folder.parent.name, int(folder.name)))
+    return sorted(folders, key=lambda found: (found.name, found.version))

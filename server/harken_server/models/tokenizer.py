@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -48,23 +49,34 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         self._tokenizer: Final = tokenizer
+        self._content: Final = content
+        self._max_length: Final = max_length
         self._special: Final = tokenizer.num_special_tokens_to_add(is_pair=False)
         self._enough_characters: Final = max_length * _CHARACTERS_PER_TOKEN
         self._enough_tokens: Final = max_length + _DISTURBED_TOKENS
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokenise each text by itself."""
-        return [self._encode(text) for text in texts]
+    def encode(self, texts: Sequence[str], left: bool = False) -> list[Tokens]:
+        """Tokenise each text by itself. One that is too long loses its end or, with `left`, its beginning."""
+        return [self._encode(text, left) for text in texts]
 
-    def _encode(self, text: str) -> Tokens:
-        if len(text) > self._enough_characters:
-            start = self._whole(text[: self._enough_characters], counted_all=False)
-            if start.full_length > self._enough_tokens:
-                return start
-        return self._whole(text, counted_all=True)
+    def _encode(self, text: str, left: bool) -> Tokens:
+        enough = self._enough_characters
+        if len(text) > enough:
+            part = self._whole(text[-enough:] if left else text[:enough], left, counted_all=False)
+            if part.full_length > self._enough_tokens:
+                return part
+        return self._whole(text, left, counted_all=True)
 
-    def _whole(self, text: str, counted_all: bool) -> Tokens:
-        encoding = self._tokenizer.encode(text)
+    @cached_property
+    def _from_the_end(self) -> HuggingFaceTokenizer:
+        """The same, that cuts the beginning: few ask for it, and it is a second vocabulary in memory."""
+        tokenizer = HuggingFaceTokenizer.from_buffer(self._content)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self._max_length, direction="left")
+        return tokenizer
+
+    def _whole(self, text: str, left: bool, counted_all: bool) -> Tokens:
+        encoding = (self._from_the_end if left else self._tokenizer).encode(text)
         rest = sum(len(more.ids) - self._special for more in encoding.overflowing)
         return Tokens(
             ids=np.array(encoding.ids, np.int64),

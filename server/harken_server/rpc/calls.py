@@ -1,6 +1,7 @@
 """What every call has in common: its clock, its count, its one answer, and what it means when it ends early."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +12,12 @@ import grpc
 import structlog
 
 from harken_server import errors
+from harken_server.models.repository import Model
 from harken_server.rpc.status import Answer, answer, bug
 from harken_server.scheduling.deadline import Deadline
 from harken_server.service import Answers
 from harken_server.telemetry.metrics import Metrics
+from harken_server.telemetry.statistics import Statistics
 
 log = structlog.get_logger()
 
@@ -37,11 +40,21 @@ class Call:
     deadline: Deadline
     model: str = ""
     """The served model it is about, once that is known; nothing else may become a label."""
+    statistics: Statistics | None = None
+    """Of the model version that it asks to compute, once that is known."""
 
     @cached_property
     def request_id(self) -> str:
         """What the log and an answer whose cause is in the server have in common. Most calls never need one."""
         return uuid4().hex
+
+
+class Refused(Exception):
+    """A call that ends without what it asked for."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.reason)
+        self.answer: Final = answer
 
 
 class Calls:
@@ -56,37 +69,59 @@ class Calls:
         self._idle: Final = asyncio.Event()
         self._idle.set()
 
-    def deadline(self, context: Context) -> Deadline:
-        """The moment after which nobody waits for this call."""
-        return Deadline.after(context.time_remaining(), self._max_request_s, self.clock())
-
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
-        """Do a call's work. Whatever it raises ends in one status, counted once; a bug ends in INTERNAL."""
+        """Do a gRPC call's work, and end it with one status."""
+        call = self.begin(method, context.time_remaining())
+        # Not when the handler returns: its answer is on its way only then.
+        when_done(context, self.ended)
+        try:
+            return await self.run(call, work)
+        except Refused as refused:
+            said = refused.answer
+            await context.abort(said.code, said.status.message, said.trailers())
+        raise AssertionError("abort raises")
+
+    def begin(self, method: str, remaining_s: float | None) -> Call:
+        """A call has come whose caller waits so long (None: for ever). Its end is `ended`, when its answer has left."""
         self._began += 1
-        call = Call(self._began, method, self.clock(), self.deadline(context))
         self._open += 1
         self._idle.clear()
-        # Not when the handler returns: its answer is on its way only then.
-        when_done(context, self._ended)
+        now_s = self.clock()
+        return Call(self._began, method, now_s, Deadline.after(remaining_s, self._max_request_s, now_s))
+
+    async def run(self, call: Call, work: Callable[[Call], Awaitable[T]]) -> T:
+        """Do a call's work. Whatever it raises is counted once, and ends in Refused, a bug as INTERNAL."""
         try:
             result = await work(call)
-            self._count(call, grpc.StatusCode.OK)
-            return result
         except errors.Refusal as refusal:
             refused = answer(refusal, call.request_id)
             if refused.code is grpc.StatusCode.INTERNAL:
-                log.error("call failed", method=method, reason=refused.reason, request_id=call.request_id)
+                log.error("call failed", method=call.method, reason=refused.reason, request_id=call.request_id)
             self.rejected(call.model, refusal, refused.reason)
-            await self._abort(call, context, refused)
+            # Counted now: a client that never reads keeps the status from leaving until it goes away.
+            self._count(call, refused.code)
+            raise Refused(refused) from refusal
         except asyncio.CancelledError:
             # gRPC cancels the handler both when the caller goes away and when the deadline passes.
             expired = call.deadline.explains_cancel(self.clock())
             self._count(call, grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED)
             raise
-        except Exception:
-            log.exception("call failed", method=method, request_id=call.request_id)
-            await self._abort(call, context, bug(call.request_id))
-        raise AssertionError("abort raises")
+        except Exception as error:
+            log.exception("call failed", method=call.method, request_id=call.request_id)
+            self._count(call, grpc.StatusCode.INTERNAL)
+            raise Refused(bug(call.request_id)) from error
+        self._count(call, grpc.StatusCode.OK)
+        return result
+
+    def found(self, call: Call, model: Model) -> None:
+        """The call asks this model version to compute."""
+        call.model = model.manifest.name
+        call.statistics = self.metrics.statistics[model.key]
+
+    def failed(self, statistics: Statistics | None, received_s: float) -> None:
+        """Count a request, whether a call or an input of a stream, that ended without an answer."""
+        if statistics is not None:
+            statistics.fail.add(self.clock() - received_s)
 
     def rejected(self, model: str, refusal: errors.Refusal, reason: str) -> None:
         """Count a call, or an input of a stream, if it was refused before it was accepted."""
@@ -100,6 +135,13 @@ class Calls:
         self.metrics.request_duration.labels(call.model, call.method).observe(now_s - received_s)
         edge_s = (now_s - received_s) - (stamps.scattered_s - stamps.received_s)
         self.metrics.stage_duration.labels(call.model, "edge").observe(edge_s)
+        statistics = self.metrics.statistics[answers.model.key]
+        statistics.success.add(now_s - received_s)
+        statistics.queue.add(stamps.taken_s - stamps.queued_s)
+        statistics.compute_input.add((stamps.queued_s - stamps.received_s) + (stamps.collated_s - stamps.taken_s))
+        statistics.compute_infer.add(stamps.computed_s - stamps.collated_s)
+        statistics.compute_output.add(stamps.scattered_s - stamps.computed_s)
+        statistics.last_inference_s = time.time()
 
     async def quiet(self) -> None:
         """Until no call is open, and none has begun for a moment: what has arrived may not have been picked up yet."""
@@ -109,18 +151,16 @@ class Calls:
             await self._idle.wait()
             await asyncio.sleep(_MOMENT_S)
 
-    def _ended(self) -> None:
+    def ended(self) -> None:
+        """A call's answer has left, or nobody is there to take it."""
         self._open -= 1
         if not self._open:
             self._idle.set()
 
     def _count(self, call: Call, code: grpc.StatusCode) -> None:
         self.metrics.requests.labels(call.model, call.method, code.name).inc()
-
-    async def _abort(self, call: Call, context: Context, refused: Answer) -> None:
-        # Counted first: a client that never reads keeps the status from leaving until it goes away.
-        self._count(call, refused.code)
-        await context.abort(refused.code, refused.status.message, refused.trailers())
+        if code is not grpc.StatusCode.OK:
+            self.failed(call.statistics, call.received_s)
 
 
 def when_done(context: Context, act: Callable[[], None]) -> None:

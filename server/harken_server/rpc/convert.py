@@ -12,7 +12,7 @@ from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call
 from harken_server.rpc.status import answer
 from harken_server.scheduling.waiting import Priority
-from harken_server.service import Answer, Input, Options, TokenIds
+from harken_server.service import Answer, Input, Options, TokenIds, Truncate
 
 log = structlog.get_logger()
 
@@ -23,10 +23,10 @@ _OUTPUTS: Final = {
     encoder_pb2.OUTPUT_SENTENCE: SENTENCE,
     encoder_pb2.OUTPUT_TOKENS: TOKENS,
 }
-_TRUNCATE: Final = {
-    encoder_pb2.TRUNCATION_UNSPECIFIED: False,
-    encoder_pb2.TRUNCATION_REFUSE: False,
-    encoder_pb2.TRUNCATION_RIGHT: True,
+_TRUNCATE: Final[dict[int, Truncate]] = {
+    encoder_pb2.TRUNCATION_UNSPECIFIED: "refuse",
+    encoder_pb2.TRUNCATION_REFUSE: "refuse",
+    encoder_pb2.TRUNCATION_RIGHT: "right",
 }
 _PRIORITIES: Final = {
     encoder_pb2.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
@@ -55,7 +55,7 @@ def options_of(message: encoder_pb2.EncodeRequest | encoder_pb2.StreamOpen, flow
     return Options(
         model=message.model,
         version=message.version,
-        output=_OUTPUTS[options.output],
+        outputs=(_OUTPUTS[options.output],),
         truncate=_TRUNCATE[options.truncation],
         priority=_PRIORITIES[options.priority],
         tenant=options.tenant,
@@ -95,8 +95,9 @@ def set_result(result: encoder_pb2.Result, answered: Answer, call: Call) -> None
     timings.total_ns = scattered - received
     embedding = result.embedding
     embedding.data_type = encoder_pb2.DATA_TYPE_FLOAT32
-    embedding.shape.extend(answered.outcome.shape)
-    embedding.data = answered.outcome.astype("<f4", copy=False).tobytes()
+    (vectors,) = answered.outcome.values()
+    embedding.shape.extend(vectors.shape)
+    embedding.data = vectors.astype("<f4", copy=False).tobytes()
 
 
 def info_of(model: Model, default_version: int) -> encoder_pb2.ModelInfo:

@@ -8,7 +8,8 @@ from harken.v1 import encoder_pb2
 
 from harken_server.rpc.calls import Call, Calls, Context, when_done
 from harken_server.rpc.convert import info_of, input_of, options_of, set_result
-from harken_server.rpc.stream import Stream, Streams
+from harken_server.rpc.encode_stream import EncodeStream
+from harken_server.rpc.stream import Streams
 from harken_server.rpc.wire import Repeated, parse
 from harken_server.service import Service
 
@@ -23,6 +24,8 @@ class Encoder:
         self._calls: Final = calls
         self._streams: Final = streams
         self._max_message_bytes: Final = max_message_bytes
+        number = encoder_pb2.EncodeRequest.INPUTS_FIELD_NUMBER
+        self._repeated: Final = (Repeated(number, "inputs", service.limits.inputs),)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
@@ -40,11 +43,10 @@ class Encoder:
         """Encode(EncodeRequest) -> EncodeResponse."""
 
         async def work(call: Call) -> bytes:
-            inputs = Repeated(encoder_pb2.EncodeRequest.INPUTS_FIELD_NUMBER, "inputs", self._service.limits.inputs)
-            request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes, inputs)
+            request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes, self._repeated)
             options = options_of(request, flow=call.number)
             model = self._service.find(options.model, options.version)
-            call.model = model.manifest.name
+            self._calls.found(call, model)
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]
             longest = self._service.max_length
             given = [input_of(message, name, longest) for message, name in zip(request.inputs, names, strict=True)]
@@ -67,7 +69,7 @@ class Encoder:
         """EncodeStream(stream EncodeStreamRequest) -> stream EncodeStreamResponse."""
 
         async def work(call: Call) -> None:
-            await Stream(self._service, self._calls, self._streams, call, context, self._max_message_bytes).run()
+            await EncodeStream(self._service, self._calls, self._streams, call, context, self._max_message_bytes).run()
 
         await self._calls.answer("EncodeStream", context, work)
 

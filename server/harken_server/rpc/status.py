@@ -14,6 +14,12 @@ from harken_server import errors
 DOMAIN: Final = "harken"
 
 _MOST_BYTES: Final = 400
+_MOST_DIMENSIONS: Final = 8
+_MASKS: Final = {
+    "value": "has an element that is neither 0 nor 1",
+    "empty": "has no 1: a sequence needs at least one token",
+    "holes": "has a 0 between two 1: padding may only stand at the ends",
+}
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 _DETAILS: Final = "grpc-status-details-bin"
 
@@ -26,6 +32,8 @@ class Answer:
     reason: str
     """Stable, for machines: the ErrorInfo's reason, and the value of harken_rejected_total's label."""
     status: status_pb2.Status
+    field: str
+    """The first one at fault, if any."""
     retry_after_s: float | None
     """None: the same request will never succeed, or was the caller's to end."""
 
@@ -54,7 +62,9 @@ def bug(request_id: str) -> Answer:
 _Description = tuple[grpc.StatusCode, str, str, dict[str, str], float | None]
 
 
-def _answer(description: _Description, violations: Sequence[Message], request_id: str) -> Answer:
+def _answer(
+    description: _Description, violations: Sequence[error_details_pb2.BadRequest.FieldViolation], request_id: str
+) -> Answer:
     code, reason, message, metadata, retry_after_s = description
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)]
     if violations:
@@ -71,7 +81,7 @@ def _answer(description: _Description, violations: Sequence[Message], request_id
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
-    return Answer(code, reason, status, retry_after_s)
+    return Answer(code, reason, status, violations[0].field if violations else "", retry_after_s)
 
 
 def _describe(refusal: errors.Refusal) -> _Description:  # one case for each refusal, in the order of their tree
@@ -93,6 +103,9 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             else:
                 message = f"model: {model!r} is not served here; served: {', '.join(models) or 'none'}"
             return code.NOT_FOUND, "MODEL_NOT_FOUND", message, {"model": _cut(model), "version": str(version)}, None
+        case errors.LoadFailed(model, why):
+            message = f"{model!r} cannot be served: {why}"
+            return code.FAILED_PRECONDITION, "LOAD_FAILED", message, {"model": _cut(model)}, None
         case errors.BacklogFull(waiting, asked, limit, unit, retry_after_s):
             message = f"the backlog is full: {waiting} {unit} wait and {asked} more exceed the limit of {limit}"
             metadata = {"waiting": str(waiting), "asked": str(asked), "limit": str(limit), "unit": unit}
@@ -131,6 +144,8 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return "is not valid UTF-8"
         case errors.NotProtobuf(_, message, size_bytes):
             return f"the request's {size_bytes} bytes are not a {message} message"
+        case errors.NotJson(_, why):
+            return f"the body is not the JSON that is needed: {why}"
         case errors.TooMany(_, count, limit, at_least):
             return f"has {'at least ' if at_least else ''}{count} elements, over the limit of {limit}"
         case errors.TooManyBytes("", size_bytes, limit_bytes):
@@ -156,9 +171,31 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return (
                 f"its {length} tokens alone need {predicted_bytes} bytes of memory, over the budget of {budget_bytes}"
             )
+        case errors.UnknownName(_, name, ()):
+            return f"{_cut(name, 80)!r} is not supported here"
+        case errors.UnknownName(_, name, known):
+            return f"{_cut(name, 80)!r} is none of {', '.join(known)}"
+        case errors.GivenTwice(_, name):
+            return f"{_cut(name, 80)!r} is given twice"
+        case errors.NotTogether(_, other):
+            return f"cannot be given together with {other}"
+        case errors.WrongDatatype(_, datatype, known):
+            return f"{_cut(datatype, 80)!r} is none of the datatypes that it may have: {', '.join(known)}"
+        case errors.WrongShape(_, shape, wanted):
+            return f"is {_shape(shape)}, which is not {wanted}"
+        case errors.ShapeDisagrees(_, shape, given, unit):
+            return f"has {given} {unit}, which is not what the shape {_shape(shape)} says"
+        case errors.BadMask(_, row, why):
+            return f"row {row} {_MASKS[why]}"
+        case errors.BadValue(_, value, wanted):
+            return f"is {_cut(value, 80)}, which is not {wanted}"
         case errors.OutOfPlace():
             return "may only be the first message of a stream"
     raise AssertionError(f"a problem without a sentence: {problem!r}")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"[{', '.join(str(size) for size in shape[:_MOST_DIMENSIONS])}{', ...' if shape[_MOST_DIMENSIONS:] else ''}]"
 
 
 def _reason(problem: errors.Problem) -> str:

@@ -3,7 +3,7 @@
 gRPC's own deserialiser answers UNKNOWN with a Python error; so handlers take raw bytes and parse here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Final, NamedTuple, TypeVar, cast
 
@@ -20,24 +20,25 @@ _MOST_PROBLEMS: Final = 16
 _OTHER_FIELDS: Final = 64
 # How far over its limit a count is still told exactly.
 _COUNTED_TIMES: Final = 8
-# A tag and a length.
-_LEAST_ELEMENT_BYTES: Final = 2
+# Messages below this size are parsed whatever they hold.
+_HARMLESS_BYTES: Final = 2048
 
 
 class Repeated(NamedTuple):
-    """A repeated field at the top of a message, and how many elements it may have."""
+    """A repeated field of a message, how many elements it may have, and what repeats within each of them."""
 
     number: int
     name: str
     limit: int
+    inside: tuple["Repeated", ...] = ()
 
 
-def parse(kind: type[M], raw: bytes, limit_bytes: int, repeated: Repeated | None = None) -> M:
+def parse(kind: type[M], raw: bytes, limit_bytes: int, repeated: Sequence[Repeated] = ()) -> M:
     """The message that `raw` holds. Raises InvalidRequest, which names the fields whose text is not UTF-8."""
     if len(raw) > limit_bytes:
         raise InvalidRequest((TooManyBytes("", len(raw), limit_bytes),))
-    if repeated is not None:
-        _limit_elements(raw, *repeated)
+    if repeated and len(raw) > _HARMLESS_BYTES:
+        _limit_elements(raw, 0, len(raw), repeated, "")
     message = kind()
     try:
         message.ParseFromString(raw)
@@ -46,37 +47,50 @@ def parse(kind: type[M], raw: bytes, limit_bytes: int, repeated: Repeated | None
     return message
 
 
-def _limit_elements(raw: bytes, number: int, name: str, limit: int) -> None:
-    """Raises InvalidRequest if more than `limit` elements of the repeated field `number` stand at the top of `raw`.
+def _limit_elements(raw: bytes, position: int, end: int, repeated: Sequence[Repeated], path: str) -> None:
+    """Raises InvalidRequest if any of these fields has too many elements in the message from `position` to `end`.
 
     Looks at the bytes alone: each element costs a client two bytes, and the parser an object.
     """
-    if len(raw) <= _LEAST_ELEMENT_BYTES * limit:
-        return
-    most = _COUNTED_TIMES * (limit + _OTHER_FIELDS)
-    position = elements = fields = 0
+    counts = dict.fromkeys((field.number for field in repeated), 0)
+    limits = {field.number: field for field in repeated}
+    most = _COUNTED_TIMES * (sum(field.limit for field in repeated) + _OTHER_FIELDS)
+    fields = 0
     try:
-        while position < len(raw) and fields < most:
+        while position < end and fields < most:
             tag, position = _varint(raw, position)
             fields += 1
-            elements += tag >> 3 == number
+            number, begin = tag >> 3, position
             match tag & 7:
                 case 0:
                     _, position = _varint(raw, position)
                 case 1:
                     position += 8
                 case 2:
-                    size_bytes, position = _varint(raw, position)
-                    position += size_bytes
+                    size_bytes, begin = _varint(raw, position)
+                    position = begin + size_bytes
                 case 5:
                     position += 4
                 case _:
                     return  # no message; the parser says so
+            field = limits.get(number)
+            if field is None:
+                continue
+            counts[number] += 1
+            if field.inside and counts[number] <= field.limit and position <= end:
+                _limit_elements(raw, begin, position, field.inside, f"{path}{field.name}[{counts[number] - 1}].")
     except IndexError:
         return
-    unknown = position < len(raw)
-    if elements > limit or unknown:
-        raise InvalidRequest((TooMany(name, max(elements, limit + 1), limit, at_least=unknown),))
+    unknown = position < end
+    over = [field for field in repeated if counts[field.number] > field.limit]
+    if unknown and not over:
+        over = [max(repeated, key=lambda field: counts[field.number])]
+    problems = [
+        TooMany(f"{path}{field.name}", max(counts[field.number], field.limit + 1), field.limit, at_least=unknown)
+        for field in over
+    ]
+    if problems:
+        raise InvalidRequest(tuple(problems))
 
 
 def _varint(raw: bytes, position: int) -> tuple[int, int]:

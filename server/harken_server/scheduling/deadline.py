@@ -31,6 +31,10 @@ class Deadline:
             return Deadline(now_s + cap_s, by_cap=True)
         return self
 
+    def at_most(self, remaining_s: float, now_s: float) -> "Deadline":
+        """This one, or the moment in `remaining_s` if that is earlier: a request may have less time than its call."""
+        return Deadline(now_s + remaining_s) if now_s + remaining_s < self.at_s else self
+
     def remaining_s(self, now_s: float) -> float:
         """Seconds left; negative once it passed."""
         return self.at_s - now_s

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from harken_server.telemetry.instruments import Counter, Histogram
 from harken_server.telemetry.memory import DeviceMemory, host_memory_bytes
+from harken_server.telemetry.statistics import Statistics
 
 STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
 CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "backlog")
@@ -25,6 +26,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry: Final = CollectorRegistry()
+        self.statistics: Final[dict[tuple[str, int], Statistics]] = {}
+        """By name and version."""
         registry = self.registry
         self.requests: Final = Counter(
             "harken_requests",
@@ -139,9 +142,10 @@ class Metrics:
             ("model", "version", "precision", "device", "bundle"), registry=registry,
         )  # fmt: skip
 
-    def for_model(self, model: str) -> "ModelMetrics":
-        """The children of one model, looked up once."""
-        return ModelMetrics(self, model)
+    def for_model(self, model: str, version: int) -> "ModelMetrics":
+        """The children of one model, looked up once, and the statistics of this version."""
+        statistics = self.statistics.setdefault((model, version), Statistics())
+        return ModelMetrics(self, model, statistics)
 
     def watch_memory(
         self, budget_bytes: Callable[[], int], predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
@@ -153,7 +157,8 @@ class Metrics:
 class ModelMetrics:
     """One model's metrics, every label set made at the start so that it shows as zero."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, statistics: Statistics) -> None:
+        self.statistics: Final = statistics
         self.accepted: Final = metrics.accepted.labels(model)
         self.finished: Final = {outcome: metrics.finished.labels(model, outcome) for outcome in OUTCOMES}
         self.stages: Final = {stage: metrics.stage_duration.labels(model, stage) for stage in STAGES}

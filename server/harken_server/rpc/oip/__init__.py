@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: one meaning, in `infer`, behind each of its forms."""

@@ -34,7 +34,8 @@ def test_every_setting_is_taken_from_the_environment(name: str, tmp_path: Path) 
     config.write_text("")
     texts = {
         "config": str(config), "models": "elsewhere", "state_dir": "elsewhere", "listen": "::", "device": "cpu",
-        "model_name": "other", "log_level": "debug", "log_format": "json", "lane_sessions": "own", "gpu_arena_extend": "next-power-of-two",
+        "model_name": "other",
+        "log_level": "debug", "log_format": "json", "lane_sessions": "own", "gpu_arena_extend": "next-power-of-two",
     }  # fmt: skip
     default = getattr(load([], {}), name)
     number = not default if isinstance(default, bool) else (default if name not in texts else 0) + 7

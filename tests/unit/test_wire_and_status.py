@@ -90,7 +90,8 @@ def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
     never = [
         errors.InvalidRequest((errors.Missing("inputs"),)), errors.ModelNotFound("m", 0, (), ()), errors.Expired(True),
         errors.Expired(False), errors.Abandoned(), errors.ComputeFailed("ENGINE_FAILED"),
-        errors.ComputeFailed("NOT_FINITE"), errors.LoadFailed("m", "damaged"), errors.BacklogFull(0, 9, 6, "tokens", 0.25),
+        errors.ComputeFailed("NOT_FINITE"), errors.LoadFailed("m", "damaged"),
+        errors.BacklogFull(0, 9, 6, "tokens", 0.25),
     ]  # fmt: skip
     assert [answer(refusal, "id").retry_after_s for refusal in later] == [0.25, 1.0, 1.0, 1.0]
     assert [dict(answer(refusal, "id").trailers())["grpc-retry-pushback-ms"] for refusal in later] == [
@@ -101,7 +102,8 @@ def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
 
 REFUSALS = [
     *(errors.InvalidRequest((example(kind),)) for kind in PROBLEMS), errors.ModelNotFound("m", 0, (), ()),
-    errors.TurnedOff("s"), errors.LoadFailed("m", "damaged"), errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
+    errors.TurnedOff("s"), errors.LoadFailed("m", "damaged"),
+    errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
     errors.NotReady("loading", 1.0), errors.NotReady("draining", 1.0),
 ]  # fmt: skip
 ENDINGS = [errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_FINITE"), errors.NoMemory(1.0)]

@@ -51,11 +51,13 @@ def request_of(message: pb.ModelInferRequest) -> Request:
             raise InvalidRequest((NotTogether(f"{field}.contents", "raw_input_contents"),))
         content: bytes | Sequence[object] = raw[index] if raw else _elements(tensor)
         content_field = f"raw_input_contents[{index}]" if raw else f"{field}.contents"
-        parameters = _values(tensor.parameters)
+        parameters = _without(_values(tensor.parameters), "binary_data_size")
         inputs.append(
             InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), content, parameters, field, content_field)
         )
-    outputs = [WantedOutput(output.name, _values(output.parameters)) for output in message.outputs]
+    outputs = [
+        WantedOutput(output.name, _without(_values(output.parameters), "binary_data")) for output in message.outputs
+    ]
     return Request(message.id, _values(message.parameters), inputs, outputs)
 
 
@@ -156,6 +158,12 @@ def _elements(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[object]
     field = _CONTENTS.get(tensor.datatype)
     elements: Sequence[object] = getattr(tensor.contents, field) if field else ()
     return elements
+
+
+def _without(parameters: dict[str, Parameter], name: str) -> dict[str, Parameter]:
+    """KServe's client says over gRPC, too, what only HTTP needs to know: that tensors are raw."""
+    parameters.pop(name, None)
+    return parameters
 
 
 def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:

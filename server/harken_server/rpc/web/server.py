@@ -1,0 +1,125 @@
+"""The HTTP server itself: its routes, its port and its limits."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from harken_server.execution.control import Control
+from harken_server.rpc.web.embed import Embed
+from harken_server.rpc.web.exchange import Exchanges
+from harken_server.rpc.web.oip import Oip
+from harken_server.rpc.web.openai import OpenAi
+from harken_server.settings import Settings
+
+_IDLE_S: Final = 75
+"""How long a connection may say nothing between two requests: longer than what proxies commonly keep theirs."""
+_STOP_S: Final = 1
+
+
+class Web:
+    """Serves over HTTP on the running event loop."""
+
+    def __init__(self, exchanges: Exchanges, control: Control, settings: Settings) -> None:
+        self._exchanges: Final = exchanges
+        self._settings: Final = settings
+        config = uvicorn.Config(
+            self._app(control),
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=_IDLE_S,
+            timeout_graceful_shutdown=_STOP_S,
+            backlog=2048,
+        )
+        self._server: Final = _Server(config)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listen. Returns the port. Raises OSError."""
+        settings = self._settings
+        family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if settings.so_reuseport:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listening.bind((settings.listen, settings.http_port))
+        except OSError:
+            listening.close()
+            raise
+        self._serving = asyncio.create_task(self._server.serve([listening]))
+        port: int = listening.getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Close the port, and idle connections; what is under way has a second left."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+    def _app(self, control: Control) -> Starlette:
+        exchanges = self._exchanges
+        openai = OpenAi(exchanges)
+        embed = Embed(exchanges, self._settings)
+        oip = Oip(exchanges, control)
+        version = "/versions/{version}"
+        of_model = "/v2/models/{name}"
+        routes = [
+            Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
+            Route("/v1/models", openai.models),
+            Route("/embed", embed.embed, methods=["POST"]),
+            Route("/info", embed.info),
+            Route("/health", embed.health),
+            Route("/v2", oip.server),
+            Route("/v2/health/live", oip.live),
+            Route("/v2/health/ready", oip.ready),
+            Route("/v2/models/stats", oip.statistics),
+            *[
+                Route(f"{of_model}{middle}{end}", handle, methods=[method])
+                for middle in ("", version)
+                for end, handle, method in (
+                    ("", oip.model, "GET"),
+                    ("/ready", oip.model_ready, "GET"),
+                    ("/config", oip.config, "GET"),
+                    ("/stats", oip.statistics, "GET"),
+                    ("/infer", oip.infer, "POST"),
+                )
+            ],
+            Route("/v2/repository/index", oip.index, methods=["POST"]),
+            Route("/v2/repository/models/{name}/load", oip.load, methods=["POST"]),
+            Route("/v2/repository/models/{name}/unload", oip.unload, methods=["POST"]),
+            Route("/healthz", self._healthz),
+            Route("/readyz", self._readyz),
+        ]
+        return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
+
+    async def _healthz(self, _: Request) -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    async def _readyz(self, _: Request) -> Response:
+        state = self._exchanges.service.state
+        ready = state == "serving"
+        return Response("ok\n" if ready else f"{state}\n", 200 if ready else 503, media_type="text/plain")
+
+
+async def _no_route(request: Request, _: Exception) -> Response:
+    served = "/v1/embeddings, /embed, /v2/models/NAME/infer"
+    return JSONResponse({"error": f"{request.method} {request.url.path[:200]} is not served here; see {served}"}, 404)
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The process has handlers of its own, and drains before it stops."""
+        yield

@@ -82,9 +82,7 @@ def _content(model: str, encoded: Encoded, encoding: str) -> bytes:
         {
             "object": "embedding",
             "index": index,
-            "embedding": base64.b64encode(vector.astype("<f4", copy=False)).decode()
-            if encoding == "base64"
-            else vector,
+            "embedding": _base64(vector) if encoding == "base64" else vector,
         }
         for index, vector in enumerate(encoded.vectors)
     ]

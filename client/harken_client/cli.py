@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import aclosing, closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -89,6 +89,17 @@ def encode(
         bool, typer.Option("--truncate", help="Cut inputs that are too long, do not refuse them.")
     ] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="One vector for each token.")] = False,
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", help="The first so many dimensions, normalised again.", min=1)
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Vectors of length 1, or not; else as the model does."),
+    ] = None,
+    pooling: Annotated[
+        Literal["mean", "cls", "max"] | None,
+        typer.Option("--pooling", help="Of the token vectors; else as the model does."),
+    ] = None,
     model: ModelOption = "",
     server: ServerOption = DEFAULT_TARGET,
     timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
@@ -103,6 +114,8 @@ def encode(
         _fail(2, "texts come as arguments or from --input, not both")
     if resume and (output_file is None or input_file is None):
         _fail(2, "--resume needs --input and --output, the same as before")
+    if tokens and (dimensions is not None or normalize is not None or pooling is not None):
+        _fail(2, "--tokens gives token vectors as they are: no --dimensions, --normalize or --pooling")
     if npy and tokens:
         _fail(2, "--tokens gives each input its own shape: write .jsonl")
 
@@ -116,7 +129,7 @@ def encode(
             if output_file is None:
                 sink = JsonLines(sys.stdout.buffer)
             elif npy:
-                sink = NpyRows(output_file, info.hidden_size, resume=resume)
+                sink = NpyRows(output_file, dimensions or info.hidden_size, resume=resume)
             else:
                 sink = JsonLines.open(output_file, resume=resume)
             inputs: Iterator[StreamInput] = iter(texts) if texts else read_inputs(input_file)
@@ -131,6 +144,9 @@ def encode(
                     truncate=truncate,
                     model=info.name,
                     version=info.version,
+                    dimensions=dimensions,
+                    normalize=normalize,
+                    pooling=pooling,
                 )
                 async with aclosing(stream):
                     async for result in stream:

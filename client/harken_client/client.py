@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
-from typing import Literal, Self, TypedDict, Unpack, overload
+from typing import Literal, Self, Unpack, overload
 
 import grpc
 import numpy as np
@@ -15,7 +15,18 @@ from harken_client.errors import HarkenError, InternalError, moved, placed
 from harken_client.retry import Deadline, checked_timeout_s
 from harken_client.source import StreamInput, iterate
 from harken_client.stream import MAX_WINDOW, BulkRun
-from harken_client.values import Batch, Encoding, Input, ModelInfo, Output, Priority, StreamResult, Vector
+from harken_client.values import (
+    Batch,
+    Encoding,
+    Input,
+    ModelInfo,
+    Output,
+    Priority,
+    StreamResult,
+    Truncate,
+    Vector,
+    VectorOptions,
+)
 
 DEFAULT_TARGET = "localhost:8001"
 DEFAULT_TIMEOUT_S = 30.0
@@ -27,10 +38,10 @@ MOST_EXPLAINED = 4096
 _ANY_SENTENCE_BYTES = wire.sentence_answer_bytes(8192)
 
 
-class CallOptions(TypedDict, total=False):
+class CallOptions(VectorOptions, total=False):
     """What every encoding call takes beside its inputs."""
 
-    truncate: bool
+    truncate: Truncate
     model: str | None
     version: int | None
     timeout_s: float | None
@@ -118,18 +129,21 @@ class AsyncClient:
         inputs: Sequence[Input],
         *,
         output: Output = "sentence",
-        truncate: bool = False,
+        truncate: Truncate = False,
         model: str | None = None,
         version: int | None = None,
         timeout_s: float | None = None,
         priority: Priority | None = None,
+        **vector: Unpack[VectorOptions],
     ) -> Vector | list[Vector]:
         """Encode texts, or sequences of token ids.
 
-        Returns float32 [inputs, hidden]; for output="tokens" a list with one float32
+        Returns float32 [inputs, hidden], or what `dimensions`, `normalize`, `pooling` and
+        `element_type` make of it (see VectorOptions); for output="tokens" a list with one float32
         [tokens, hidden] for each input, special tokens included. An input over the model's
-        maximum length is an error, unless `truncate` lets it lose its end. `timeout_s` holds
-        for the whole list. The first input that fails raises its error, `index` set.
+        maximum length is an error, unless `truncate` lets it lose its end ("right", or True) or its
+        beginning ("left"). `timeout_s` holds for the whole list. The first input
+        that fails raises its error, `index` set.
         """
         encodings = await self.encode_detailed(
             inputs,
@@ -139,12 +153,13 @@ class AsyncClient:
             version=version,
             timeout_s=timeout_s,
             priority=priority,
+            **vector,
         )
         if output == "tokens":
             return [encoding.vector.copy() for encoding in encodings]
         if not encodings:
             info = await self.model(model, version, timeout_s=timeout_s)
-            return np.empty((0, info.hidden_size), np.float32)
+            return wire.empty_vectors(info, vector)
         return np.stack([encoding.vector for encoding in encodings])
 
     @overload
@@ -172,12 +187,13 @@ class AsyncClient:
         inputs: Sequence[Input],
         *,
         output: Output = "sentence",
-        truncate: bool = False,
+        truncate: Truncate = False,
         model: str | None = None,
         version: int | None = None,
         timeout_s: float | None = None,
         priority: Priority | None = None,
         return_errors: bool = False,
+        **vector: Unpack[VectorOptions],
     ) -> list[Encoding] | list[Encoding | HarkenError]:
         """As `encode`, with the length, the timings and the model version of each answer.
 
@@ -188,7 +204,7 @@ class AsyncClient:
             raise TypeError("inputs is a list; for one text write encode([text])")
         deadline = self._deadline(timeout_s)
         name, number = self._asked(model, version)
-        options = wire.options_message(output, truncate, priority or self._priority, self._tenant)
+        options = wire.options_message(output, truncate, priority or self._priority, self._tenant, vector)
         messages = [wire.input_message(value) for value in inputs]
         bounds = await self._answer_bytes(messages, output, name, number, deadline)
 
@@ -217,11 +233,12 @@ class AsyncClient:
         ordered: bool = True,
         window: int = MAX_WINDOW,
         output: Output = "sentence",
-        truncate: bool = False,
+        truncate: Truncate = False,
         model: str | None = None,
         version: int | None = None,
         timeout_s: float | None = None,
         priority: Priority | None = None,
+        **vector: Unpack[VectorOptions],
     ) -> AsyncGenerator[StreamResult, None]:
         """Encode any number of inputs in bounded memory.
 
@@ -241,7 +258,7 @@ class AsyncClient:
         if not 1 <= window <= MAX_WINDOW:
             raise ValueError(f"window is between 1 and {MAX_WINDOW}, not {window}")
         name, number = self._asked(model, version)
-        options = wire.options_message(output, truncate, priority or self._priority, self._tenant)
+        options = wire.options_message(output, truncate, priority or self._priority, self._tenant, vector)
         run = BulkRun(
             self._connection(),
             pb.StreamOpen(model=name, version=number, options=options),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,32 @@ Priority: TypeAlias = Literal["interactive", "bulk"]
 
 MemberOutcome: TypeAlias = Literal["answered", "failed", "expired", "cancelled", "waits_again"]
 
-Vector: TypeAlias = NDArray[np.float32]
-"""float32 [hidden] for a sentence, [tokens, hidden] for tokens."""
+Truncate: TypeAlias = bool | Literal["right", "left"]
+"""What an input that is too long becomes: False, an error; True, "right": it loses its end; "left": its beginning."""
+
+Pooling: TypeAlias = Literal["mean", "cls", "max"]
+"""How a sentence vector is made of the token vectors."""
+
+ElementType: TypeAlias = Literal["float32", "float16", "int8", "binary"]
+"""Of a vector. int8: the greatest magnitude is 127; binary: a bit a dimension, packed into uint8 [dimensions / 8]."""
+
+Vector: TypeAlias = NDArray[Any]
+"""float32 [dimensions] for a sentence, or another element type where it was asked for; [tokens, hidden] for tokens."""
+
+
+class VectorOptions(TypedDict, total=False):
+    """What sentence vectors shall be like; all of it is of output="sentence" only.
+
+    dimensions     the first so many of the model's, normalised again if the whole is; None: all
+    normalize      whether they have length 1; None: as the model was made
+    pooling        None: as the model was made
+    element_type   of the array
+    """
+
+    dimensions: int | None
+    normalize: bool | None
+    pooling: Pooling | None
+    element_type: ElementType
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +64,10 @@ class Timings:
 class Encoding:
     """The answer to one input.
 
-    vector      float32 [hidden], or [tokens, hidden] where tokens were asked for; read-only
+    vector      float32 [dimensions], or as its element type says; [tokens, hidden] for tokens; read-only
+    scale       of int8: what an element is multiplied by to give the value back; else 1
     tokens      number of tokens encoded, special tokens included
-    truncated   whether the input was longer than the model and lost its end
+    truncated   whether the input was longer than the model and lost a part
     model, version   who answered; in a stream, who was asked ("" and 0 where left to the server)
     """
 
@@ -52,6 +77,7 @@ class Encoding:
     timings: Timings
     model: str
     version: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from harken.v1 import debug_pb2
@@ -11,6 +12,30 @@ from harken_client import values
 from harken_client.errors import FieldViolation, InternalError, InvalidInput, from_status
 
 _OUTPUTS: dict[str, pb.Output.ValueType] = {"sentence": pb.OUTPUT_SENTENCE, "tokens": pb.OUTPUT_TOKENS}
+_TRUNCATIONS: dict[values.Truncate, pb.Truncation.ValueType] = {
+    False: pb.TRUNCATION_REFUSE,
+    True: pb.TRUNCATION_RIGHT,
+    "right": pb.TRUNCATION_RIGHT,
+    "left": pb.TRUNCATION_LEFT,
+}
+_POOLINGS: dict[str | None, pb.Pooling.ValueType] = {
+    None: pb.POOLING_UNSPECIFIED,
+    "mean": pb.POOLING_MEAN,
+    "cls": pb.POOLING_CLS,
+    "max": pb.POOLING_MAX,
+}
+_ELEMENT_TYPES: dict[str, pb.DataType.ValueType] = {
+    "float32": pb.DATA_TYPE_FLOAT32,
+    "float16": pb.DATA_TYPE_FLOAT16,
+    "int8": pb.DATA_TYPE_INT8,
+    "binary": pb.DATA_TYPE_BINARY,
+}
+_DTYPES: dict[int, np.dtype[Any]] = {
+    pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    pb.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    pb.DATA_TYPE_INT8: np.dtype(np.int8),
+    pb.DATA_TYPE_BINARY: np.dtype(np.uint8),
+}
 _PRIORITIES: dict[str, pb.Priority.ValueType] = {
     "interactive": pb.PRIORITY_INTERACTIVE,
     "bulk": pb.PRIORITY_BULK,
@@ -50,17 +75,48 @@ def input_message(value: values.Input) -> pb.Input:
     raise TypeError(f"an input is a str or a sequence of token ids (integers), not {value!r:.60}")
 
 
-def options_message(output: values.Output, truncate: bool, priority: values.Priority, tenant: str) -> pb.EncodeOptions:
-    """Raises ValueError for an output or a priority that the contract does not know."""
-    for name, value, known in (("output", output, _OUTPUTS), ("priority", priority, _PRIORITIES)):
+def options_message(
+    output: values.Output,
+    truncate: values.Truncate,
+    priority: values.Priority,
+    tenant: str,
+    vector: values.VectorOptions,
+) -> pb.EncodeOptions:
+    """Raises ValueError for what the contract does not know."""
+    pooling, element_type = vector.get("pooling"), vector.get("element_type", "float32")
+    for name, value, known in (
+        ("output", output, _OUTPUTS),
+        ("truncate", truncate, _TRUNCATIONS),
+        ("priority", priority, _PRIORITIES),
+        ("pooling", pooling, _POOLINGS),
+        ("element_type", element_type, _ELEMENT_TYPES),
+    ):
         if value not in known:
             raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
-    return pb.EncodeOptions(
+    dimensions = vector.get("dimensions")
+    if dimensions is not None and dimensions < 1:
+        raise ValueError(f"dimensions is a number from 1 on, not {dimensions}")
+    message = pb.EncodeOptions(
         output=_OUTPUTS[output],
-        truncation=pb.TRUNCATION_RIGHT if truncate else pb.TRUNCATION_REFUSE,
+        truncation=_TRUNCATIONS[truncate],
         priority=_PRIORITIES[priority],
         tenant=tenant,
+        dimensions=dimensions or 0,
+        pooling=_POOLINGS[pooling],
+        # Where it is not said, servers that do not know the field yet do the same.
+        data_type=_ELEMENT_TYPES[element_type] if element_type != "float32" else pb.DATA_TYPE_UNSPECIFIED,
     )
+    normalize = vector.get("normalize")
+    if normalize is not None:
+        message.normalize = normalize
+    return message
+
+
+def empty_vectors(info: values.ModelInfo, vector: values.VectorOptions) -> values.Vector:
+    """What the vectors of no inputs are: the shape and the type of many, none of them."""
+    data_type = _ELEMENT_TYPES[vector.get("element_type", "float32")]
+    dimensions = vector.get("dimensions") or info.hidden_size
+    return np.empty((0, dimensions // 8 if data_type == pb.DATA_TYPE_BINARY else dimensions), _DTYPES[data_type])
 
 
 def encoding(result: pb.Result, model: str, version: int) -> values.Encoding:
@@ -68,11 +124,15 @@ def encoding(result: pb.Result, model: str, version: int) -> values.Encoding:
     if result.WhichOneof("outcome") != "embedding":
         raise from_status(result.error)
     tensor = result.embedding
-    if tensor.data_type != pb.DATA_TYPE_FLOAT32:
+    dtype = _DTYPES.get(tensor.data_type)
+    if dtype is None:
         raise InternalError(f"the server answered with data type {tensor.data_type}, unknown to this client")
+    shape = list(tensor.shape)
+    if tensor.data_type == pb.DATA_TYPE_BINARY:
+        shape[-1] //= 8
     timings = result.timings
     return values.Encoding(
-        vector=np.frombuffer(tensor.data, dtype="<f4").reshape(tuple(tensor.shape)),
+        vector=np.frombuffer(tensor.data, dtype).reshape(shape),
         tokens=result.tokens,
         truncated=result.truncated,
         timings=values.Timings(
@@ -85,6 +145,7 @@ def encoding(result: pb.Result, model: str, version: int) -> values.Encoding:
         ),
         model=model,
         version=version,
+        scale=tensor.scale or 1.0,
     )
 
 

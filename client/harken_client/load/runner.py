@@ -48,7 +48,7 @@ class Run:
 
 def requests(workload: Workload, plan: Plan, info: ModelInfo) -> list[pb.EncodeRequest]:
     """The calls' messages, made beforehand so that the sending is light."""
-    options = wire.options_message(plan.output, True, "interactive", "")
+    options = wire.options_message(plan.output, True, "interactive", "", {})
     messages = [wire.input_message(value) for value in workload.inputs]
     return [
         pb.EncodeRequest(

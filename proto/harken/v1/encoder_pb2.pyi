@@ -26,6 +26,31 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Pooling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
+    """as the model was made"""
+    POOLING_MEAN: _Pooling.ValueType  # 1
+    POOLING_CLS: _Pooling.ValueType  # 2
+    """The vector of the first token."""
+    POOLING_MAX: _Pooling.ValueType  # 3
+    """Of each dimension the greatest value."""
+
+class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper): ...
+
+POOLING_UNSPECIFIED: Pooling.ValueType  # 0
+"""as the model was made"""
+POOLING_MEAN: Pooling.ValueType  # 1
+POOLING_CLS: Pooling.ValueType  # 2
+"""The vector of the first token."""
+POOLING_MAX: Pooling.ValueType  # 3
+"""Of each dimension the greatest value."""
+Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
+
 class _Output:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -61,6 +86,8 @@ class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation
     """An input over the model's maximum length is an error."""
     TRUNCATION_RIGHT: _Truncation.ValueType  # 2
     """An input over the model's maximum length loses its end; the result says so."""
+    TRUNCATION_LEFT: _Truncation.ValueType  # 3
+    """It loses its beginning. Special tokens that the tokenizer adds stay."""
 
 class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper): ...
 
@@ -70,6 +97,8 @@ TRUNCATION_REFUSE: Truncation.ValueType  # 1
 """An input over the model's maximum length is an error."""
 TRUNCATION_RIGHT: Truncation.ValueType  # 2
 """An input over the model's maximum length loses its end; the result says so."""
+TRUNCATION_LEFT: Truncation.ValueType  # 3
+"""It loses its beginning. Special tokens that the tokenizer adds stay."""
 Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
 
 class _Priority:
@@ -100,12 +129,28 @@ class _DataType:
 class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
+    """as FLOAT32"""
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 1
+    DATA_TYPE_FLOAT16: _DataType.ValueType  # 2
+    DATA_TYPE_INT8: _DataType.ValueType  # 3
+    """Of each vector the greatest magnitude becomes 127. Cosines need no scale."""
+    DATA_TYPE_BINARY: _DataType.ValueType  # 4
+    """One bit a dimension, 1 where it is above 0, the first one in the highest
+    bit of the first byte. `shape` counts dimensions, which 8 must divide.
+    """
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper): ...
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
+"""as FLOAT32"""
 DATA_TYPE_FLOAT32: DataType.ValueType  # 1
+DATA_TYPE_FLOAT16: DataType.ValueType  # 2
+DATA_TYPE_INT8: DataType.ValueType  # 3
+"""Of each vector the greatest magnitude becomes 127. Cosines need no scale."""
+DATA_TYPE_BINARY: DataType.ValueType  # 4
+"""One bit a dimension, 1 where it is above 0, the first one in the highest
+bit of the first byte. `shape` counts dimensions, which 8 must divide.
+"""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 @_typing.final
@@ -293,11 +338,27 @@ class EncodeOptions(_message.Message):
     TRUNCATION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    DATA_TYPE_FIELD_NUMBER: _builtins.int
     output: Global___Output.ValueType
     truncation: Global___Truncation.ValueType
     priority: Global___Priority.ValueType
     tenant: _builtins.str
     """Who asks. At most 64 bytes. Carried for fair shares between tenants."""
+    dimensions: _builtins.int
+    """The following are of sentence vectors only.
+
+    The first so many of the model's dimensions; 0 means all. If the vector has
+    length 1, so has the shorter one. How good it is depends on the training
+    (Matryoshka representations).
+    """
+    normalize: _builtins.bool
+    """Whether it has length 1. Absent: as the model was made."""
+    pooling: Global___Pooling.ValueType
+    """How it is made of the token vectors."""
+    data_type: Global___DataType.ValueType
     def __init__(
         self,
         *,
@@ -305,12 +366,18 @@ class EncodeOptions(_message.Message):
         truncation: Global___Truncation.ValueType = ...,
         priority: Global___Priority.ValueType = ...,
         tenant: _builtins.str = ...,
+        dimensions: _builtins.int = ...,
+        normalize: _builtins.bool | None = ...,
+        pooling: Global___Pooling.ValueType = ...,
+        data_type: Global___DataType.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "priority", b"priority", "tenant", b"tenant", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "data_type", b"data_type", "dimensions", b"dimensions", "normalize", b"normalize", "output", b"output", "pooling", b"pooling", "priority", b"priority", "tenant", b"tenant", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
+    _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
 
 Global___EncodeOptions: _TypeAlias = EncodeOptions  # noqa: Y015
 
@@ -376,7 +443,7 @@ class Result(_message.Message):
     tokens: _builtins.int
     """Number of tokens that were encoded, special tokens included."""
     truncated: _builtins.bool
-    """Whether the input was longer than the model and lost its end."""
+    """Whether the input was longer than the model and lost a part."""
     @_builtins.property
     def embedding(self) -> Global___Tensor: ...
     @_builtins.property
@@ -411,8 +478,11 @@ class Tensor(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     data_type: Global___DataType.ValueType
     data: _builtins.bytes
+    scale: _builtins.float
+    """Of INT8: what an element is multiplied by to give the value back."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -421,10 +491,11 @@ class Tensor(_message.Message):
         data_type: Global___DataType.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         data: _builtins.bytes = ...,
+        scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_type", b"data_type", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_type", b"data_type", "scale", b"scale", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

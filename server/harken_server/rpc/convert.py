@@ -1,13 +1,25 @@
 """Messages of harken.v1 to the service's values, and back."""
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 from harken.v1 import encoder_pb2
 
-from harken_server.errors import InvalidRequest, NoContent, Problem, Refusal, TooManyBytes, UnknownValue
+from harken_server.errors import (
+    BadValue,
+    InvalidRequest,
+    NoContent,
+    NotTogether,
+    Problem,
+    Refusal,
+    TooManyBytes,
+    UnknownValue,
+)
 from harken_server.execution.engine import SENTENCE, TOKENS
+from harken_server.execution.finishing import Finish, Pooling
 from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call
 from harken_server.rpc.status import answer
@@ -27,6 +39,13 @@ _TRUNCATE: Final[dict[int, Truncate]] = {
     encoder_pb2.TRUNCATION_UNSPECIFIED: "refuse",
     encoder_pb2.TRUNCATION_REFUSE: "refuse",
     encoder_pb2.TRUNCATION_RIGHT: "right",
+    encoder_pb2.TRUNCATION_LEFT: "left",
+}
+_POOLINGS: Final[dict[int, Pooling | None]] = {
+    encoder_pb2.POOLING_UNSPECIFIED: None,
+    encoder_pb2.POOLING_MEAN: "mean",
+    encoder_pb2.POOLING_CLS: "cls",
+    encoder_pb2.POOLING_MAX: "max",
 }
 _PRIORITIES: Final = {
     encoder_pb2.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
@@ -43,6 +62,8 @@ def options_of(message: encoder_pb2.EncodeRequest | encoder_pb2.StreamOpen, flow
         ("output", _OUTPUTS, encoder_pb2.Output),
         ("truncation", _TRUNCATE, encoder_pb2.Truncation),
         ("priority", _PRIORITIES, encoder_pb2.Priority),
+        ("pooling", _POOLINGS, encoder_pb2.Pooling),
+        ("data_type", ELEMENTS, encoder_pb2.DataType),
     ):
         value = getattr(options, name)
         if value not in known:
@@ -50,6 +71,9 @@ def options_of(message: encoder_pb2.EncodeRequest | encoder_pb2.StreamOpen, flow
     tenant_bytes = len(options.tenant.encode())
     if tenant_bytes > _MOST_TENANT_BYTES:
         problems.append(TooManyBytes("options.tenant", tenant_bytes, _MOST_TENANT_BYTES))
+    if options.output == encoder_pb2.OUTPUT_TOKENS:
+        of_sentences = [name for name in ("dimensions", "normalize", "pooling", "data_type") if name in _set(options)]
+        problems += [NotTogether(f"options.{name}", "options.output OUTPUT_TOKENS") for name in of_sentences]
     if problems:
         raise InvalidRequest(tuple(problems))
     return Options(
@@ -60,10 +84,31 @@ def options_of(message: encoder_pb2.EncodeRequest | encoder_pb2.StreamOpen, flow
         priority=_PRIORITIES[options.priority],
         tenant=options.tenant,
         flow=flow,
+        finish=Finish(
+            options.normalize if options.HasField("normalize") else None,
+            options.dimensions or None,
+            _POOLINGS[options.pooling],
+        ),
     )
 
 
-def input_of(message: encoder_pb2.Input, name: str, longest: int) -> Input:
+def check_vectors(options: Options, data_type: int, model: Model) -> None:
+    """Raises InvalidRequest if this model gives no such vectors."""
+    hidden_size = model.manifest.hidden_size
+    dimensions = options.finish.dimensions or hidden_size
+    if dimensions > hidden_size:
+        wanted = f"from 1 to the model's {hidden_size}"
+        raise InvalidRequest((BadValue("options.dimensions", str(dimensions), wanted),))
+    if data_type == encoder_pb2.DATA_TYPE_BINARY and dimensions % 8:
+        wanted = f"possible with {dimensions} dimensions, which 8 does not divide"
+        raise InvalidRequest((BadValue("options.data_type", "DATA_TYPE_BINARY", wanted),))
+
+
+def _set(options: encoder_pb2.EncodeOptions) -> set[str]:
+    return {field.name for field, _ in options.ListFields()}
+
+
+def input_of(message: encoder_pb2.Input, name: str, longest: int, truncate: Truncate) -> Input:
     """One input as a value; `name` is how an error calls it. At most `longest` token ids are kept, all are counted."""
     match message.WhichOneof("content"):
         case "text":
@@ -71,12 +116,13 @@ def input_of(message: encoder_pb2.Input, name: str, longest: int) -> Input:
         case "token_ids":
             given = message.token_ids.ids
             # A message may hold millions, and none beyond the longest model's length is ever computed.
-            return TokenIds(np.array(given[:longest], np.int64), len(given))
+            kept = given[-longest:] if truncate == "left" else given[:longest]
+            return TokenIds(np.array(kept, np.int64), len(given))
         case _:
             return NoContent(name)
 
 
-def set_result(result: encoder_pb2.Result, answered: Answer, call: Call) -> None:
+def set_result(result: encoder_pb2.Result, answered: Answer, call: Call, data_type: int) -> None:
     """Write an answer into its message. What failed has no timings: some of its stages never were."""
     result.tokens = answered.tokens
     result.truncated = answered.truncated
@@ -93,11 +139,41 @@ def set_result(result: encoder_pb2.Result, answered: Answer, call: Call) -> None
     timings.compute_ns = computed - collated
     timings.scatter_ns = scattered - computed
     timings.total_ns = scattered - received
-    embedding = result.embedding
-    embedding.data_type = encoder_pb2.DATA_TYPE_FLOAT32
     (vectors,) = answered.outcome.values()
-    embedding.shape.extend(vectors.shape)
-    embedding.data = vectors.astype("<f4", copy=False).tobytes()
+    ELEMENTS[data_type](result.embedding, vectors)
+    result.embedding.shape.extend(vectors.shape)
+
+
+def _float32(tensor: encoder_pb2.Tensor, vectors: npt.NDArray[np.float32]) -> None:
+    tensor.data_type = encoder_pb2.DATA_TYPE_FLOAT32
+    tensor.data = vectors.astype("<f4", copy=False).tobytes()
+
+
+def _float16(tensor: encoder_pb2.Tensor, vectors: npt.NDArray[np.float32]) -> None:
+    tensor.data_type = encoder_pb2.DATA_TYPE_FLOAT16
+    tensor.data = vectors.astype("<f2").tobytes()
+
+
+def _int8(tensor: encoder_pb2.Tensor, vectors: npt.NDArray[np.float32]) -> None:
+    scale = float(np.abs(vectors).max()) / 127 or 1.0
+    tensor.data_type = encoder_pb2.DATA_TYPE_INT8
+    tensor.scale = scale
+    tensor.data = np.rint(vectors / scale).astype(np.int8).tobytes()
+
+
+def _binary(tensor: encoder_pb2.Tensor, vectors: npt.NDArray[np.float32]) -> None:
+    tensor.data_type = encoder_pb2.DATA_TYPE_BINARY
+    tensor.data = np.packbits(vectors > 0).tobytes()
+
+
+ELEMENTS: Final[dict[int, Callable[[encoder_pb2.Tensor, npt.NDArray[np.float32]], None]]] = {
+    encoder_pb2.DATA_TYPE_UNSPECIFIED: _float32,
+    encoder_pb2.DATA_TYPE_FLOAT32: _float32,
+    encoder_pb2.DATA_TYPE_FLOAT16: _float16,
+    encoder_pb2.DATA_TYPE_INT8: _int8,
+    encoder_pb2.DATA_TYPE_BINARY: _binary,
+}
+"""How vectors are written, whose shape stands beside them."""
 
 
 def info_of(model: Model, default_version: int) -> encoder_pb2.ModelInfo:

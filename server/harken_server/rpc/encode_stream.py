@@ -8,7 +8,7 @@ from harken.v1 import encoder_pb2
 from harken_server.errors import InvalidRequest, NoContent, NotUtf8, OutOfPlace, Refusal, TooManyBytes
 from harken_server.execution.engine import TOKENS
 from harken_server.rpc.calls import Call, Calls, Context
-from harken_server.rpc.convert import input_of, options_of, set_result
+from harken_server.rpc.convert import check_vectors, input_of, options_of, set_result
 from harken_server.rpc.status import answer, bug
 from harken_server.rpc.stream import Stream, Streams
 from harken_server.rpc.wire import parse, readable_text
@@ -32,6 +32,7 @@ class EncodeStream(Stream):
         super().__init__(service, calls, streams, call, context)
         self._max_message_bytes: Final = max_message_bytes
         self._options = options_of(encoder_pb2.StreamOpen(), flow=call.number)
+        self._data_type: int = encoder_pb2.DATA_TYPE_FLOAT32
 
     def opens(self, raw: bytes) -> bool:
         """Whether the first message is `open`; then it holds for the stream. Raises InvalidRequest, ModelNotFound."""
@@ -44,7 +45,10 @@ class EncodeStream(Stream):
         if message.WhichOneof("message") != "open":
             return False
         self._options = options_of(message.open, flow=self.call.number)
-        self.call.model = self.service.find(self._options.model, self._options.version).manifest.name
+        self._data_type = message.open.options.data_type
+        model = self.service.find(self._options.model, self._options.version)
+        self.call.model = model.manifest.name
+        check_vectors(self._options, self._data_type, model)
         return True
 
     def most_unanswered(self) -> int:
@@ -63,7 +67,7 @@ class EncodeStream(Stream):
         statistics: Statistics | None = None
         try:
             message = self._input(raw, response)
-            given = input_of(message.input, _INPUT, self.service.max_length)
+            given = input_of(message.input, _INPUT, self.service.max_length, self._options.truncate)
             deadline = self.call.deadline.within(self.streams.max_request_s, received_s)
             started_s = self.calls.clock()
             model = self.service.find(self._options.model, self._options.version)
@@ -71,7 +75,7 @@ class EncodeStream(Stream):
             statistics = self.calls.metrics.statistics[model.key]
             answers = await self.service.encode(model, self._options, [given], [_INPUT], deadline, started_s)
             held_bytes = answers.size_bytes
-            set_result(response.result, answers.answers[0], self.call)
+            set_result(response.result, answers.answers[0], self.call, self._data_type)
             self.calls.answered(self.call, received_s, answers)
         except Refusal as refusal:
             refused = answer(refusal, self.call.request_id)

@@ -7,7 +7,7 @@ import grpc
 from harken.v1 import encoder_pb2
 
 from harken_server.rpc.calls import Call, Calls, Context, when_done
-from harken_server.rpc.convert import info_of, input_of, options_of, set_result
+from harken_server.rpc.convert import check_vectors, info_of, input_of, options_of, set_result
 from harken_server.rpc.encode_stream import EncodeStream
 from harken_server.rpc.stream import Streams
 from harken_server.rpc.wire import Repeated, parse
@@ -47,9 +47,14 @@ class Encoder:
             options = options_of(request, flow=call.number)
             model = self._service.find(options.model, options.version)
             self._calls.found(call, model)
+            data_type = request.options.data_type
+            check_vectors(options, data_type, model)
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]
             longest = self._service.max_length
-            given = [input_of(message, name, longest) for message, name in zip(request.inputs, names, strict=True)]
+            truncate = options.truncate
+            given = [
+                input_of(message, name, longest, truncate) for message, name in zip(request.inputs, names, strict=True)
+            ]
             started_s = self._calls.clock()
             answers = await self._service.encode(model, options, given, names, call.deadline, started_s)
             when_done(context, lambda: self._service.sent(answers.size_bytes))
@@ -59,7 +64,7 @@ class Encoder:
                 total_ns=round((self._calls.clock() - call.received_s) * 1e9),
             )
             for answer in answers.answers:
-                set_result(response.results.add(), answer, call)
+                set_result(response.results.add(), answer, call, data_type)
             self._calls.answered(call, call.received_s, answers)
             return response.SerializeToString()
 

@@ -62,17 +62,7 @@ QUERIES = [
 @contextmanager
 def server(models: str) -> Iterator[tuple[str, str]]:
     """A server on free ports: where its gRPC and its metrics are. Stopped at the end, whatever happens."""
-    command = [
-        f"{BIN}/harken-server",
-        "--models",
-        models,
-        "--grpc-port",
-        "0",
-        "--metrics-port",
-        "0",
-        "--http-port",
-        "0",
-    ]
+    command = [f"{BIN}/harken-server", "--models", models, "--grpc-port", "0", "--metrics-port", "0", "--no-http"]
     process = subprocess.Popen(
         [*command, "--drain-delay-s", "0", "--log-format", "json"], stderr=subprocess.PIPE, text=True
     )

@@ -108,8 +108,8 @@ def test_the_demo_shows_meaning_and_figures_and_leaves_nothing_running(minilm_mo
         assert expected in done.stdout
     assert re.search(r"errors\s+│ none", done.stdout)
     # The session's own servers listen on other models folders or were started with other options.
-    left = [process.cmdline() for process in psutil.process_iter() if "--drain-delay-s" in (process.cmdline() or [])]
-    assert not [line for line in left if str(BIN / "harken-server") in line]
+    running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in running if "--drain-delay-s" in line and str(BIN / "harken-server") in line]
 
 
 def test_the_settings_page_is_what_the_settings_give() -> None:

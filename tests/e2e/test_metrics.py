@@ -196,11 +196,12 @@ def test_reflection_and_health_answer_a_go_client(minilm_server: RunningServer) 
 
     services = grpcurl(minilm_server.target, "list").split()
     health_and_reflection = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
-    assert services == [*health_and_reflection, "harken.v1.Debug", "harken.v1.Encoder"]
+    own = ["harken.v1.Debug", "harken.v1.Encoder", "inference.GRPCInferenceService"]
+    assert services == [*health_and_reflection, *own]
     assert "rpc EncodeStream" in grpcurl(minilm_server.target, "describe", "harken.v1.Encoder")
     request = json.dumps({"inputs": [{"text": "hello from go"}]})
     answer = json.loads(grpcurl("-d", request, minilm_server.target, "harken.v1.Encoder/Encode"))
     assert answer["results"][0]["tokens"] == 5
-    for service in ("", "harken.v1.Encoder", "harken.v1.Debug", MODEL, f"{MODEL}/1"):
+    for service in ("", *own, MODEL, f"{MODEL}/1"):
         health = grpcurl("-d", json.dumps({"service": service}), minilm_server.target, "grpc.health.v1.Health/Check")
         assert json.loads(health) == {"status": "SERVING"}

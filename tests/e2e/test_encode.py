@@ -2,12 +2,14 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from harken.v1 import encoder_pb2 as pb
 from support.bundles import export_bundle
-from support.calls import ids, stub, text, vector
+from support.calls import ids, refused, stub, text, vector
 from support.server import RunningServer, running_server
 
 SENTENCES = [
@@ -143,3 +145,25 @@ def test_several_models_and_versions_are_served_side_by_side(tmp_path: Path) -> 
             response = encoder.Encode(pb.EncodeRequest(model=name, version=version, inputs=ids([1, 2, 3])))
             assert vector(response.results[0]).shape == (hidden,)
             assert version in (response.version, 0)
+
+
+def test_a_request_id_is_given_back_or_made_with_answers_and_with_errors(minilm_server: RunningServer) -> None:
+    encoder = stub(minilm_server.target)
+    good, bad = pb.EncodeRequest(inputs=text("a")), pb.EncodeRequest()
+
+    def both(metadata: tuple[tuple[str, str], ...]) -> set[str]:
+        _, call = encoder.Encode.with_call(good, metadata=metadata)
+        with pytest.raises(grpc.RpcError) as error:
+            encoder.Encode(bad, metadata=metadata)
+        (info,) = [detail for detail in refused(error.value).details if hasattr(detail, "request_id")]
+        ended: Any = error.value
+        found = [dict(one.trailing_metadata())["x-request-id"] for one in (call, ended)]
+        assert found[1] == info.request_id
+        return set(found)
+
+    assert both((("x-request-id", "mine-7"),)) == {"mine-7"}
+    assert len(both(())) == 2
+    assert "x" * 200 not in both((("x-request-id", "x" * 200),))
+    stream = encoder.EncodeStream(iter([pb.EncodeStreamRequest()]), metadata=(("x-request-id", "mine-8"),))
+    assert len(list(stream)) == 1
+    assert dict(stream.trailing_metadata())["x-request-id"] == "mine-8"

@@ -1,12 +1,12 @@
 """What every call has in common: its clock, its count, its one answer, and what it means when it ends early."""
 
 import asyncio
+import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, TypeVar
-from uuid import uuid4
 
 import grpc
 import structlog
@@ -23,6 +23,9 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+REQUEST_ID: Final = "x-request-id"
+"""The name of the metadata, or header, that a caller may give an id in, and in which it comes back."""
+_REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _MOMENT_S: Final = 0.1
 _NOT_REJECTED: Final = (errors.Expired, errors.Abandoned, errors.ComputeFailed, errors.NoMemory)
 """What ends a call by its own deadline, by its caller, or after it was accepted."""
@@ -38,15 +41,12 @@ class Call:
     method: str
     received_s: float
     deadline: Deadline
+    request_id: str
+    """The caller's, or one that was made: what its answer, its error and the log have in common."""
     model: str = ""
     """The served model it is about, once that is known; nothing else may become a label."""
     statistics: Statistics | None = None
     """Of the model version that it asks to compute, once that is known."""
-
-    @cached_property
-    def request_id(self) -> str:
-        """What the log and an answer whose cause is in the server have in common. Most calls never need one."""
-        return uuid4().hex
 
 
 class Refused(Exception):
@@ -66,28 +66,38 @@ class Calls:
         self._max_request_s: Final = max_request_s
         self._open = 0
         self._began = 0
+        # Made ids start with it, so that those of several servers differ.
+        self._prefix: Final = secrets.token_hex(6)
         self._idle: Final = asyncio.Event()
         self._idle.set()
 
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a gRPC call's work, and end it with one status."""
-        call = self.begin(method, context.time_remaining())
+        call = self.begin(method, context.time_remaining(), _given_id(context))
+        named = ((REQUEST_ID, call.request_id),)
         # Not when the handler returns: its answer is on its way only then.
         when_done(context, self.ended)
+        # In the trailers: metadata that comes before an error turns a client's retries off.
+        context.set_trailing_metadata(named)
         try:
             return await self.run(call, work)
         except Refused as refused:
             said = refused.answer
-            await context.abort(said.code, said.status.message, said.trailers())
+            await context.abort(said.code, said.status.message, (*said.trailers(), *named))
         raise AssertionError("abort raises")
 
-    def begin(self, method: str, remaining_s: float | None) -> Call:
-        """A call has come whose caller waits so long (None: for ever). Its end is `ended`, when its answer has left."""
+    def begin(self, method: str, remaining_s: float | None, request_id: str) -> Call:
+        """A call has come whose caller waits so long (None: for ever). Its end is `ended`, when its answer has left.
+
+        `request_id` is the caller's; another one is made if it is empty, or could do harm in a log or a header.
+        """
         self._began += 1
         self._open += 1
         self._idle.clear()
         now_s = self.clock()
-        return Call(self._began, method, now_s, Deadline.after(remaining_s, self._max_request_s, now_s))
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"{self._prefix}-{self._began}"
+        return Call(self._began, method, now_s, Deadline.after(remaining_s, self._max_request_s, now_s), request_id)
 
     async def run(self, call: Call, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a call's work. Whatever it raises is counted once, and ends in Refused, a bug as INTERNAL."""
@@ -161,6 +171,13 @@ class Calls:
         self.metrics.requests.labels(call.model, call.method, code.name).inc()
         if code is not grpc.StatusCode.OK:
             self.failed(call.statistics, call.received_s)
+
+
+def _given_id(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID and isinstance(value, str):
+            return value
+    return ""
 
 
 def when_done(context: Context, act: Callable[[], None]) -> None:

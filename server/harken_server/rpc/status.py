@@ -44,7 +44,7 @@ class Answer:
 
 
 def answer(refusal: errors.Refusal, request_id: str) -> Answer:
-    """What the caller gets for a refusal. `request_id` goes into answers whose cause is in the server."""
+    """What the caller gets for a refusal. `request_id` is its call's."""
     violations = [
         error_details_pb2.BadRequest.FieldViolation(
             field=problem.field, description=_cut(_sentence(problem), 200), reason=_reason(problem)
@@ -73,8 +73,8 @@ def _answer(
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    details.append(error_details_pb2.RequestInfo(request_id=request_id))
     if code is grpc.StatusCode.INTERNAL:
-        details.append(error_details_pb2.RequestInfo(request_id=request_id))
         message = f"{message} (request {request_id})"
     status = status_pb2.Status(code=code.value[0], message=_cut(message))
     for detail in details:

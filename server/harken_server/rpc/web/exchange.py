@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from harken_server.errors import BadValue, Expired, InvalidRequest, NotJson, TooManyBytes
-from harken_server.rpc.calls import Call, Calls, Refused
+from harken_server.rpc.calls import REQUEST_ID, Call, Calls, Refused
 from harken_server.rpc.status import Answer
 from harken_server.service import Answers, Service
 
@@ -22,8 +22,6 @@ JSON: Final = "application/json"
 
 # A client that still sends what was refused hears the answer only once it listens.
 _LINGER_S: Final = 2.0
-_MOST_ID_CHARACTERS: Final = 128
-_ID: Final = "x-request-id"
 _GONE: Final = "harken.gone"
 _KINDS: Final = {
     list: "a list",
@@ -80,10 +78,7 @@ class Exchanges:
 
     async def answer(self, request: Request, method: str, form: Form, work: Work) -> ASGIApp:
         """Read the body, do the work, and say how it ended. The work is cancelled if the client goes away."""
-        call = self.calls.begin(method, None)
-        given = request.headers.get(_ID, "")
-        if given and len(given) <= _MOST_ID_CHARACTERS and given.isascii() and given.isprintable():
-            call.request_id = given
+        call = self.calls.begin(method, None, request.headers.get(REQUEST_ID, ""))
         reply: Reply | None = None
 
         async def read_and_work(call: Call) -> Reply:
@@ -100,7 +95,7 @@ class Exchanges:
                 self.calls.ended()
                 raise
             response = Response(status_code=STATUS[grpc.StatusCode.CANCELLED])
-        response.headers[_ID] = call.request_id
+        response.headers[REQUEST_ID] = call.request_id
         answers = reply.answers if reply else None
 
         async def send_it(scope: Scope, receive: Receive, send: Send) -> None:

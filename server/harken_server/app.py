@@ -170,6 +170,8 @@ class App:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._calls.quiet(), _REFUSING_S)
         stopping = asyncio.create_task(self._server.stop(settings.max_request_s + 1.0))
+        if self._web is not None:
+            self._web.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._calls.quiet(), settings.max_request_s + 1.0)
         # An open health Watch or reflection stream would hold the stop for its whole grace.

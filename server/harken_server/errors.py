@@ -252,7 +252,7 @@ class BacklogFull(Refusal):
     waiting: int
     asked: int
     limit: int
-    unit: Literal["sequences", "tokens", "bytes of text", "bytes of answers"]
+    unit: Literal["sequences", "tokens", "bytes of text", "bytes of answers", "bytes of requests"]
     retry_after_s: float
 
 

@@ -186,7 +186,7 @@ class Service:
             sequences = await self._tokenize(model, inputs, text_bytes, deadline, left)
             fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
             answer_bytes = self._check_sequences(model, options, sequences, fields)
-            self._hold(answer_bytes)
+            self.hold(answer_bytes)
             try:
                 answers = await self._compute(model, options, sequences, deadline, received_s)
             except BaseException:
@@ -198,7 +198,7 @@ class Service:
         """An answer has left, or nobody is there to take it."""
         self._unsent_bytes -= size_bytes
 
-    def _hold(self, size_bytes: int) -> None:
+    def hold(self, size_bytes: int) -> None:
         """Callers who ask and never read must not fill the memory. Raises BacklogFull."""
         limit = self.limits.unsent_bytes
         if self._unsent_bytes + size_bytes > limit:
@@ -244,7 +244,7 @@ class Service:
             timer.cancel()
         return [
             Answer(
-                _finished(_outcome(pending), options, bundle),
+                _finished(pending.take(), options, bundle),
                 pending.length,
                 tokens.full_length > pending.length,
                 pending.stamps,
@@ -368,12 +368,6 @@ def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:
         return []
     position = int(np.argmax(unsigned >= vocab_size))
     return [TokenOutOfRange(f"{field}.ids[{position}]", position, int(ids[position]), vocab_size)]
-
-
-def _outcome(pending: Pending) -> Outcome:
-    if pending.outcome is None:
-        raise AssertionError("a call ends only when each of its sequences has an outcome")
-    return pending.outcome
 
 
 def _finished(outcome: Outcome, options: Options, bundle: bundle_pb2.Bundle) -> Outcome:

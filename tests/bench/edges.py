@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -73,7 +74,7 @@ async def loop(send: Send, requests: "cycle[bytes]", until_s: float, sent: list[
 async def over_grpc(server: RunningServer, method: str, requests: list[bytes], count: int, duration_s: float) -> int:
     """How many were answered, `count` in flight."""
     async with grpc.aio.insecure_channel(server.target) as channel:
-        call = channel.unary_unary(method)
+        call: Any = channel.unary_unary(method)
 
         async def send(request: bytes) -> None:
             await call(request)

@@ -7,8 +7,8 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.client import HTTPConnection
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -216,8 +216,8 @@ def test_a_request_id_is_given_back_or_made(minilm_server: RunningServer) -> Non
         ({"input": ""}, 400, "input", "no_tokens", "input: is empty"),
         ({"input": ["a", ""]}, 400, "input[1]", "no_tokens", "input[1]: is empty"),
         ({"input": ["a", 7]}, 400, "input[1]", "bad_value", "input[1]: is 7, which is not a text or a list of"),
-        ({"input": {"a": 1}}, 400, "input", "bad_value", "input: is {'a': 1}, which is not a text, token ids"),
-        ({"input": [[1, "a"]]}, 400, "input", "bad_value", "input: is [1, 'a'], which is not a text or a list"),
+        ({"input": {"a": 1}}, 400, "input", "bad_value", "input: is an object of 1, which is not a text, token ids"),
+        ({"input": [[1, "a"]]}, 400, "input", "bad_value", "input: is a list of 2, which is not a text or a list"),
         ({"input": [1 << 80]}, 400, None, "", ""),
         ({"input": [101, 99999]}, 400, "input[1]", "token_out_of_range", "input[1]: is 99999, outside"),
         ({"input": "word " * 600}, 400, "input", "context_length_exceeded", "input: has 602 tokens, over"),
@@ -270,7 +270,7 @@ def test_embed_errors(minilm_server: RunningServer, body: Any, status: int, kind
         ({"id": 7}, 400, "id: is 7, which is not a string"),
         ({"outputs": [{"name": "logits"}]}, 400, "outputs[0].name: 'logits' is none of"),
         ({"parameters": {"priority": 9}}, 400, "parameters.priority: is 9"),
-        ({"parameters": {"x": [1]}}, 400, "parameters: is {'x': [1]}, which is not an object of strings"),
+        ({"parameters": {"x": [1]}}, 400, "parameters: is an object of 1, which is not an object of strings"),
         ({"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": "x"}]}, 400, "inputs[0].shape: is 'x'"),
         (
             {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [1, 2], "data": [1, 1.5]}]},
@@ -302,11 +302,16 @@ def test_open_inference_errors(minilm_server: RunningServer, change: Any, status
     assert list(replied.json) == ["error"]
 
 
-def test_what_is_not_served_is_said(minilm_server: RunningServer) -> None:
-    for method, path in (("GET", "/"), ("GET", EMBEDDINGS), ("POST", "/v1/chat/completions")):
+def test_what_is_not_served_is_said_in_the_form_of_its_path(minilm_server: RunningServer) -> None:
+    assert call(minilm_server, "GET", "/").json["error"].startswith("/ is not served here; served: /v1/embeddings")
+    chat = post(minilm_server, "/v1/chat/completions", {})
+    assert (chat.status, chat.json["error"]["code"]) == (404, "not_served")
+    for method, path, allowed in (("GET", EMBEDDINGS, "POST"), ("PUT", "/embed", "POST"), ("DELETE", INFER, "POST")):
         replied = call(minilm_server, method, path)
-        assert replied.status == 404
-        assert f"{method} {path} is not served here" in replied.json["error"]
+        assert (replied.status, replied.headers["allow"]) == (405, allowed)
+        error = replied.json["error"]
+        message = error["message"] if isinstance(error, dict) else error
+        assert message == f"{method} is not served for {path}; POST is"
 
 
 def test_a_body_over_the_limit_is_refused_and_others_go_on(minilm_server: RunningServer) -> None:
@@ -316,6 +321,163 @@ def test_a_body_over_the_limit_is_refused_and_others_go_on(minilm_server: Runnin
     assert replied.status == 413
     assert "has 104857600 bytes, over the limit of 16777216" in replied.json["error"]["message"]
     assert post(minilm_server, EMBEDDINGS, b"x", {"content-encoding": "gzip"}).status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (EMBEDDINGS, b'{"input":[' + b",".join([b"[]"] * 2_000_000) + b"]}", "input"),
+        (EMBEDDINGS, b'{"input":[' + b",".join([b'""'] * 2_000_000) + b"]}", "input"),
+        (EMBEDDINGS, b"{" + b",".join(b'"%d":1' % one for one in range(800_000)) + b"}", ""),
+        (INFER, b'{"parameters":{' + b",".join(b'"%d":1' % one for one in range(800_000)) + b"}}", "parameters"),
+        (
+            INFER,
+            b'{"inputs":[{"name":"input_ids","datatype":"INT64","shape":[1,1],"data":['
+            + b",".join([b"[]"] * 2_000_000)
+            + b"]}]}",
+            "inputs[0].data",
+        ),
+    ],
+    ids=["empty lists", "empty texts", "unknown fields", "parameters", "nested data"],
+)
+def test_millions_of_elements_are_refused_without_a_look_at_each(
+    minilm_server: RunningServer, path: str, body: bytes, field: str
+) -> None:
+    slowest_s, over = 0.0, False
+
+    def look() -> None:
+        nonlocal slowest_s
+        while not over:
+            began_s = time.monotonic()
+            assert call(minilm_server, "GET", "/healthz").status == 200
+            slowest_s = max(slowest_s, time.monotonic() - began_s)
+
+    looking = Thread(target=look)
+    looking.start()
+    try:
+        replied = post(minilm_server, path, body)
+    finally:
+        over = True
+        looking.join()
+    assert replied.status == 400
+    error = replied.json["error"]
+    assert field in (error["message"] if isinstance(error, dict) else error)
+    assert len(replied.body) < 2000
+
+
+def deep(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.mark.parametrize("field", ["input", "model", "encoding_format", "dimensions", "user"])
+def test_deep_json_is_no_bug(minilm_server: RunningServer, field: str) -> None:
+    for depth in (100, 900, 1000, 1020):
+        replied = post(minilm_server, EMBEDDINGS, b'{"input":"a","%s":%s}' % (field.encode(), deep(depth)))
+        assert replied.status in (200, 400)
+    for body in (b'{"inputs":%s}', b'{"inputs":"a","truncation_direction":%s}', b'{"inputs":[%s]}'):
+        assert post(minilm_server, "/embed", body % deep(1000)).status == 422
+    tensor = b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":[%s]}],"parameters":{"a":%s}}'
+    assert post(minilm_server, INFER, tensor % (deep(500), b"1")).status == 400
+    assert post(minilm_server, INFER, tensor % (b"1", deep(900))).status == 400
+    assert post(minilm_server, INFER, b"{}", {"Inference-Header-Content-Length": "0" * 12 + "9" * 5000}).status == 400
+
+
+def test_a_head_is_limited_in_bytes_and_in_time(tiny_server: RunningServer) -> None:
+    for head in (b"GET /healthz HTTP/1.1\r\nx: ", b"GET /"):
+        with connected(tiny_server) as large:
+            with suppress(ConnectionError):
+                for _ in range(64):
+                    large.sendall(head if _ == 0 else b"a" * (64 << 10))
+            with suppress(ConnectionError):
+                assert large.recv(4096).startswith(b"HTTP/1.1 431 ")
+    with connected(tiny_server) as silent, connected(tiny_server) as half:
+        half.sendall(b"GET /healthz HTTP/1.1\r\nx: ")
+        began_s = time.monotonic()
+        for waiting in (silent, half):
+            with suppress(ConnectionError):
+                assert waiting.recv(1) == b""
+        assert time.monotonic() - began_s < 25
+    assert call(tiny_server, "GET", "/healthz").status == 200
+
+
+def test_connections_over_the_limit_are_closed_and_the_others_go_on(tiny_models: Path) -> None:
+    with running_server(tiny_models, "--max-connections", "5") as server, ExitStack() as stack:
+        kept = [stack.enter_context(connected(server)) for _ in range(5)]
+        time.sleep(0.2)
+        with pytest.raises((ConnectionError, HTTPException)):
+            call(server, "GET", "/healthz")
+        kept[0].sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert kept[0].recv(4096).startswith(b"HTTP/1.1 200 ")
+        kept.pop().close()
+        server.wait_until("its place", lambda: call_or_none(server) is not None)
+
+
+def call_or_none(server: RunningServer) -> Replied | None:
+    try:
+        return call(server, "GET", "/healthz")
+    except (ConnectionError, HTTPException):
+        return None
+
+
+def test_answers_that_nobody_reads_are_bounded_and_let_go(tiny_models: Path) -> None:
+    options = ["--max-unsent-bytes", str(40 << 20), "--max-request-s", "5"]
+    with running_server(tiny_models, *options) as server, connected(server) as unread:
+        ids = np.ones((1000, 100), np.int64).tobytes()
+        tensor = {"name": "input_ids", "datatype": "INT64", "shape": [1000, 100],
+                  "parameters": {"binary_data_size": len(ids)}}  # fmt: skip
+        header = json.dumps({"inputs": [tensor], "outputs": [{"name": "token_embeddings"}]}).encode()
+        length = {"inference-header-content-length": str(len(header))}
+        lines = ["POST /v2/models/tiny/infer HTTP/1.1", "host: a", f"content-length: {len(header) + len(ids)}"]
+        lines += [f"{name}: {value}" for name, value in length.items()]
+        unread.sendall("\r\n".join([*lines, "", ""]).encode() + header + ids)
+        server.wait_until("its answer", lambda: server.total("harken_finished_total", outcome="answered") == 1000)
+        path = "/v2/models/tiny/infer"
+        # 12.8 MB of vectors are some 35 MB of text, and nobody reads them.
+        server.wait_until("the bound", lambda: post(server, path, header + ids, length).status == 429)
+        assert post(server, EMBEDDINGS, {"input": [1, 2]}).status == 200
+        server.wait_until("its end", lambda: post(server, path, header + ids, length).status == 200)
+        assert [line for line in server.log if line.get("level") not in ("info", None)] == []
+
+
+def test_whoever_polls_does_not_hold_a_drain(tiny_models: Path) -> None:
+    with running_server(tiny_models, "--max-request-s", "20", "--drain-delay-s", "0.2") as server:
+        over = False
+
+        def poll() -> None:
+            while not over:
+                with suppress(OSError, HTTPException):
+                    call(server, "GET", "/v2/health/ready")
+
+        polling = Thread(target=poll)
+        polling.start()
+        try:
+            with connected(server) as half:
+                half.sendall(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
+                time.sleep(0.3)
+                began_s = time.monotonic()
+                server.terminate()
+                assert server.wait_exit() == 0
+                assert time.monotonic() - began_s < 10
+        finally:
+            over = True
+            polling.join()
+
+
+def test_a_slow_reader_gets_all_of_its_answer_in_a_drain(tiny_models: Path) -> None:
+    with running_server(tiny_models) as server, connected(server) as slow:
+        body = json.dumps({"input": [[1] * 10] * 1000, "model": "tiny"}).encode()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        server.wait_until("its end", lambda: server.total("harken_finished_total", outcome="answered") == 1000)
+        server.terminate()
+        received = b""
+        while piece := slow.recv(8 << 10):
+            received += piece
+            time.sleep(0.01)
+        head, _, content = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert len(json.loads(content)["data"]) == 1000
+        assert server.wait_exit() == 0
 
 
 @contextmanager

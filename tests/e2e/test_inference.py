@@ -395,9 +395,9 @@ def parameter(**value: Any) -> pb.ModelInferRequest:
         ),
         (
             asks(raw("attention_mask", MASK)),
-            "NOT_TOGETHER",
-            "inputs[0].name",
-            "cannot be given together with no input_ids",
+            "BAD_VALUE",
+            "inputs",
+            "is attention_mask alone, which is not input_ids, with or without it, or text",
         ),
         (
             pb.ModelInferRequest(inputs=[text_tensor("a"), typed_ids([1])]),
@@ -553,6 +553,23 @@ def test_a_model_is_unloaded_and_loaded_while_others_serve(tiny_models: Path, tm
         assert refusal_of(service.RepositoryModelLoad, smuggled).code == "INVALID_ARGUMENT"
 
 
+def test_a_new_version_inherits_what_the_old_one_costs(tiny_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_models / "tiny", tmp_path / "tiny")
+    with running_server(tmp_path, "--model-control") as server, oip(server) as service:
+        shutil.copytree(tmp_path / "tiny" / "1", tmp_path / "tiny" / "2")
+        manifest = tmp_path / "tiny" / "2" / "bundle.json"
+        manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2', 1))
+        service.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="tiny"))
+        ready = [line for line in server.log if line["event"] == "model ready"]
+        assert [(line["model"], line["costs"]) for line in ready[1:]] == [("tiny/2", "inherited")]
+        assert ready[1]["warmup_s"] < ready[0]["warmup_s"] + 1
+        request = pb.ModelInferRequest(inputs=[typed_ids([1, 2])])
+        assert service.ModelInfer(request).model_version == "2"
+        request.model_version = "1"
+        assert service.ModelInfer(request).model_version == "1"
+        assert list(service.ModelMetadata(pb.ModelMetadataRequest(name="tiny")).versions) == ["1", "2"]
+
+
 def test_a_damaged_bundle_is_not_loaded_and_the_others_serve_on(tiny_models: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_models / "tiny", tmp_path / "tiny")
     with running_server(tmp_path, "--model-control") as server, oip(server) as service:
@@ -588,6 +605,29 @@ def test_many_small_parameters_are_refused_before_they_are_parsed(minilm_server:
                 call(message, timeout=30)
             wrong = refused(error.value)
             assert (wrong.code, wrong.reason, wrong.fields) == ("INVALID_ARGUMENT", "TOO_MANY", (field,))
+
+
+def test_bytes_that_are_no_text_are_named_where_parameters_are_too(minilm_server: RunningServer) -> None:
+    bad_name = b'\n\x04ti\xd9y"\x0e\n\x08priority\x12\x02\x10\x01'
+    bad_key = b'"\x08\n\x02\xff\xfe\x12\x02\x10\x01'
+    tensor = b"*\x04\n\x02\xff\xfe"
+    with grpc.insecure_channel(minilm_server.target) as channel:
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for message, field in ((bad_name, "model_name"), (bad_key, "parameters[0].key"), (tensor, "inputs[0].name")):
+            with pytest.raises(grpc.RpcError) as error:
+                call(message, timeout=30)
+            wrong = refused(error.value)
+            assert (wrong.code, wrong.message) == ("INVALID_ARGUMENT", f"{field}: is not valid UTF-8")
+
+
+def test_a_folder_that_is_gone_is_said(tiny_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_models / "tiny", tmp_path / "models" / "tiny")
+    with running_server(tmp_path / "models", "--model-control") as server, oip(server) as service:
+        (tmp_path / "models").rename(tmp_path / "elsewhere")
+        wrong = refusal_of(service.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name="tiny"))
+        assert (wrong.code, wrong.reason) == ("FAILED_PRECONDITION", "LOAD_FAILED")
+        assert [one.state for one in service.RepositoryIndex(pb.RepositoryIndexRequest()).models] == ["READY"]
+        assert infer(server, pb.ModelInferRequest(inputs=[typed_ids([1])]))
 
 
 def test_the_own_protocol_still_works_beside_it(minilm_server: RunningServer) -> None:

@@ -1,5 +1,7 @@
 """The decision, the backlog and the door: pure, so every moment here is a number of our choice."""
 
+import gc
+import weakref
 from dataclasses import replace
 from random import Random
 
@@ -227,6 +229,48 @@ def test_a_deadline_that_what_waits_makes_impossible_is_refused_with_a_time_to_r
     assert refused.value.remaining_s == pytest.approx(0.5)
     assert refused.value.predicted_s == pytest.approx(predicted_s)
     assert refused.value.retry_after_s == pytest.approx(predicted_s - 0.5)
+
+
+def test_what_waits_for_other_models_is_ahead_as_well() -> None:
+    empty, other = backlog_of(overhead_s=0.0001), backlog_of(*[100] * 20, overhead_s=0.0001)
+
+    def ask(others_s: float) -> None:
+        deadline = Deadline(other.work_s / 4)
+        meet_deadline(empty, [50], Priority.INTERACTIVE, deadline, 0.0, lanes=2, running_s=0.0, others_s=others_s)
+
+    ask(0.0)
+    with pytest.raises(DeadlineUnreachable):
+        ask(other.urgent_s(Priority.INTERACTIVE))
+    other.add(waiting(100, bulk=True))
+    assert other.urgent_s(Priority.INTERACTIVE) < other.urgent_s(Priority.BULK) == pytest.approx(other.work_s)
+
+
+class Flow:
+    """A flow that can be seen to be forgotten."""
+
+
+def test_an_empty_backlog_remembers_nobody() -> None:
+    backlog = backlog_of()
+    flows = []
+    for length in range(1, 60):
+        backlog.add(waiting(length, flow=(flow := Flow())))
+        flows.append(weakref.ref(flow))
+    while (leader := backlog.leader(0.0)) is not None:
+        backlog.start([leader])
+    del leader, flow
+    gc.collect()
+    assert [flow for flow in flows if flow() is not None] == []
+
+
+def test_an_inherited_surface_starts_with_what_was_learned_and_goes_its_own_way() -> None:
+    old = CostSurface({(batch, length): batch * length * 0.001 for batch in (1, 4, 16) for length in (8, 64)})
+    for _ in range(200):
+        old.learn(4, 64, 0.7)
+    new = old.inherited()
+    for batch, length in ((1, 8), (4, 64), (3, 30), (16, 64)):
+        assert new.seconds(batch, length) == pytest.approx(old.seconds(batch, length), rel=0.02)
+    new.learn(4, 64, 9.0)
+    assert new.scale > old.scale
 
 
 def test_a_short_one_leads_before_a_long_one_that_came_little_before_it() -> None:

@@ -93,11 +93,21 @@ class Batcher:
         """Take sequences for this model from now on."""
         self._models[key] = served
         self._backlogs[key] = served.backlog
-        backlog = served.backlog
-        served.metrics.backlog_sequences.set_function(lambda: backlog.sequences)
-        served.metrics.backlog_tokens.set_function(lambda: backlog.tokens)
+        # One gauge for all versions of a model, whichever of them are there when it is read.
+        name, _ = key
+        served.metrics.backlog_sequences.set_function(lambda: sum(one.sequences for one in self._versions(name)))
+        served.metrics.backlog_tokens.set_function(lambda: sum(one.tokens for one in self._versions(name)))
         served.metrics.predicted_wait.set_function(self.predicted_wait_s)
-        served.metrics.cost_scale.set_function(lambda: backlog.cost.scale)
+        served.metrics.cost_scale.set_function(
+            lambda: max((one.cost.scale for one in self._versions(name)), default=1.0)
+        )
+
+    def served(self, key: ModelKey) -> Served:
+        """What runs for this model."""
+        return self._models[key]
+
+    def _versions(self, name: str) -> list[Backlog[Pending]]:
+        return [backlog for key, backlog in list(self._backlogs.items()) if key[0] == name]
 
     @contextmanager
     def using(self, key: ModelKey) -> Iterator[None]:
@@ -188,11 +198,20 @@ class Batcher:
         self._pump()
 
     def _check_deadline(self, backlog: Backlog[Pending], lengths: list[int], first: Pending) -> None:
-        if self._cores.free and not backlog.sequences:
+        others = [other for other in self._backlogs.values() if other is not backlog]
+        if self._cores.free and not backlog.sequences and not any(other.sequences for other in others):
             # It starts at once. Were it refused, a prediction gone wrong would never be corrected.
             return
+        others_s = sum(other.urgent_s(first.priority) for other in others)
         meet_deadline(
-            backlog, lengths, first.priority, first.deadline, self._clock(), self._cores.narrow, self._running_s()
+            backlog,
+            lengths,
+            first.priority,
+            first.deadline,
+            self._clock(),
+            self._cores.narrow,
+            self._running_s(),
+            others_s,
         )
 
     def withdraw(self, key: ModelKey, pendings: Sequence[Pending], outcome: Outcome) -> None:

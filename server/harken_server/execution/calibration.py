@@ -21,6 +21,8 @@ _PASSES: Final = 3
 _MORE_PASSES: Final = 2
 # A known surface holds if its cells differ from a fresh pass by one factor, and that is near 1.
 _AGREEMENT: Final = 1.3
+# A clock that is throttled, or a neighbour, slows everything alike for a while; the scale is there for that.
+_MOST_FACTOR: Final = 3.0
 _AGREEING_SHARE: Final = 0.8
 # A larger batch, or a longer one, that took this much less than a smaller one is noise, not a cliff.
 _SENSELESS: Final = 0.8
@@ -68,12 +70,15 @@ def calibrate(
     known: Seconds | None,
     limit_s: float,
     clock: Clock,
+    *,
+    alone: bool = True,
 ) -> Calibrated:
     """Measure the grid, or find in one pass over it that a known surface still holds. runners[i] runs on lanes[i].
 
     A cell counts as its fastest run. All lanes run at the same time, as they will under load, so that they share
     caches and memory as they will then. Ends when `limit_s` is over; the smallest cell always runs. A cell for which
-    there is no memory is left out. Raises EngineError if the model does not run.
+    there is no memory is left out. Unless `alone`, the lanes run the batches of requests between any two cells. Raises
+    EngineError if the model does not run.
     """
     ends_s = clock() + limit_s
     of_lanes: list[Seconds] = [{} for _ in lanes]
@@ -81,8 +86,9 @@ def calibrate(
     def measure(passes: int) -> Seconds:
         # Whole passes, not repeats of a cell: a neighbour that disturbs one run of a cell is gone in the next.
         cells = grid.cells() * passes
-        parts = zip(runners, of_lanes, strict=True)
-        on_all(lanes, [partial(_measure, runner, cells, its_own, ends_s, clock) for runner, its_own in parts])
+        parts = list(zip(runners, of_lanes, strict=True))
+        for step in [cells] if alone else [[cell] for cell in cells]:
+            on_all(lanes, [partial(_measure, runner, step, its_own, ends_s, clock) for runner, its_own in parts])
         measured = {cell for its_own in of_lanes for cell in its_own}
         return {cell: min(its_own[cell] for its_own in of_lanes if cell in its_own) for cell in measured}
 
@@ -122,7 +128,7 @@ def _agreement(seconds: Seconds, known: Seconds) -> float | None:
         return None
     scale = median(ratios)
     agreeing = sum(1 / _AGREEMENT <= ratio / scale <= _AGREEMENT for ratio in ratios)
-    holds = 1 / _AGREEMENT <= scale <= _AGREEMENT and agreeing >= _AGREEING_SHARE * len(ratios)
+    holds = 1 / _MOST_FACTOR <= scale <= _MOST_FACTOR and agreeing >= _AGREEING_SHARE * len(ratios)
     return scale if holds else None
 
 

@@ -52,7 +52,11 @@ class Control:
         """Every bundle in the folder, and every version that is served."""
         served = {model.key for model in self._repository}
         leaving = set(self._loader.leaving())
-        keys = served | leaving | set(await asyncio.to_thread(self._loader.found))
+        try:
+            found = set(await asyncio.to_thread(self._loader.found))
+        except BundleError:
+            found = set()  # the folder is empty, or gone: what is served is served
+        keys = served | leaving | found
         return [self._entry(name, version, served, leaving) for name, version in sorted(keys)]
 
     def _entry(self, name: str, version: int, served: set[tuple[str, int]], leaving: set[tuple[str, int]]) -> Entry:
@@ -69,8 +73,15 @@ class Control:
 
         Raises ModelNotFound without any, LoadFailed if one cannot be served; those before it are.
         """
+        # Whoever asked may leave; sessions are half made then, and threads cannot be stopped.
+        await asyncio.shield(self._load(name))
+
+    async def _load(self, name: str) -> None:
         async with self._one_at_a_time:
-            found = [key for key in await asyncio.to_thread(self._loader.found) if key[0] == name]
+            try:
+                found = [key for key in await asyncio.to_thread(self._loader.found) if key[0] == name]
+            except BundleError as error:
+                raise LoadFailed(name, str(error)) from None
             if not found:
                 raise ModelNotFound(name, 0, tuple(sorted({model.manifest.name for model in self._repository})), ())
             self._loading = name

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 import structlog
+from harken.v1 import bundle_pb2
 
 from harken_server.execution.batcher import Batcher, ModelKey, Served
 from harken_server.execution.calibration import Grid
@@ -42,6 +43,9 @@ _BATCH_TOKENS: Final[dict[Device, int]] = {"cpu": 1024, "cuda": 32768}
 _FREE_SHARE: Final = 0.5
 """Of free memory, for batches, unless a setting tells. Beside them grow answers that wait for their readers, messages,
 texts that wait for the tokenizer, and whatever else runs on the machine."""
+
+_SIZE: Final = ("layers", "heads", "hidden_size", "intermediate_size", "max_length", "precision")
+"""What of a manifest decides its costs."""
 
 _WEIGHTS_SHARE: Final = 0.25
 """Of the memory there is, for the weights of all models in as many sessions as there are lanes."""
@@ -90,6 +94,13 @@ class Loader:
         log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
         batcher = self._batcher
         self._metrics.watch_memory(batcher.present_budget_bytes, batcher.predicted_batch_bytes, self._device_memory)
+        for model in self._repository:
+            needed_bytes = batcher.memory_model(model.key).batch_bytes(1, model.manifest.max_length)
+            if needed_bytes > budget_bytes:
+                name = f"{model.manifest.name}/{model.manifest.version}"
+                log.warning("the memory budget holds no longest sequence", model=name, bytes=needed_bytes)
+        if device == "cpu" and len(self._lanes) > cores.amount:
+            log.warning("more lanes than usable cores: they take turns", lanes=len(self._lanes), cores=cores.amount)
         limits = Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes)
         batcher.open(self._lanes, self._wide_lane, limits)
 
@@ -137,13 +148,22 @@ class Loader:
         log.info("device", device=device, lanes=count, wide_lane=self._wide_lane is not None)
 
     async def _serve(self, bundle: Bundle, engine: Engine, device: Device) -> None:
+        try:
+            await self._warm_and_serve(bundle, engine, device)
+        except BaseException:
+            self._own_bytes -= self._own_by_model.pop((bundle.manifest.name, bundle.manifest.version), 0)
+            raise
+
+    async def _warm_and_serve(self, bundle: Bundle, engine: Engine, device: Device) -> None:
         manifest = bundle.manifest
         started_s = self._clock()
         tokenizer = None
         if bundle.tokenizer is not None:
             tokenizer = Tokenizer(bundle.tokenizer, manifest.max_length, manifest.vocab_size)
         engines = await asyncio.to_thread(self._engines, bundle, engine, device)
-        measured, wide_engine, wide_cost = await asyncio.to_thread(self._measure, bundle, engines, device)
+        # At the start lanes are idle, and measure.
+        sibling = None if self._alone else self._sibling(manifest)
+        measured, wide_engine, wide_cost = await asyncio.to_thread(self._measure, bundle, engines, device, sibling)
         backlog: Backlog[Pending] = Backlog(measured.cost, measured.memory, wide_cost)
         model = Model(manifest, bundle.sha256, tokenizer, device)
         self._batcher.serve(model.key, Served(engines, wide_engine, backlog, self._metrics.for_model(*model.key)))
@@ -153,7 +173,7 @@ class Loader:
             "model ready",
             model=f"{manifest.name}/{manifest.version}",
             shapes=measured.shapes,
-            costs="known" if measured.seconds_known else "measured",
+            costs="inherited" if sibling else "known" if measured.seconds_known else "measured",
             memory="measured" if measured.bytes_measured else "by formula",
             sessions=len(set(engines)),
             wide=wide_engine is not None,
@@ -182,8 +202,25 @@ class Loader:
             return False
         return self._own_bytes + weights_bytes <= _WEIGHTS_SHARE * usable_memory_bytes(self._cgroups).amount
 
+    def _sibling(self, manifest: bundle_pb2.Bundle) -> Served | None:
+        """The newest served version of this model, if it is of the same size: what it costs, the new one costs."""
+        for version in reversed(self._repository.versions(manifest.name)):
+            other = self._repository.find(manifest.name, version)
+            if all(getattr(other.manifest, name) == getattr(manifest, name) for name in _SIZE):
+                return self._batcher.served(other.key)
+        return None
+
+    def _inherit(self, bundle: Bundle, sibling: Served) -> tuple[Measured, Engine | None, CostSurface | None]:
+        """Costs as the other version has them by now; the next start measures."""
+        cost, wide_cost = sibling.backlog.cost.inherited(), sibling.backlog.wide_cost
+        measured = Measured(cost, sibling.backlog.memory, shapes=0, seconds_known=True, bytes_measured=True)
+        if sibling.wide_runner is None or wide_cost is None:
+            return measured, None, None
+        wide_engine = Engine(bundle.model, _on_cpu(self._settings, threads=len(self._lanes)))
+        return measured, wide_engine, wide_cost.inherited()
+
     def _measure(
-        self, bundle: Bundle, engines: Sequence[Engine], device: Device
+        self, bundle: Bundle, engines: Sequence[Engine], device: Device, sibling: Served | None
     ) -> tuple[Measured, Engine | None, CostSurface | None]:
         """What batches cost, and the engine of the wide lane with its cost where that pays."""
         settings, manifest = self._settings, bundle.manifest
@@ -211,6 +248,8 @@ class Loader:
         )
         try:
             _check_shape(bundle, engines[0])
+            if sibling is not None:
+                return self._inherit(bundle, sibling)
             measured = measuring.narrow(bundle, engines, grid, formula)
         except EngineError as error:
             raise BundleError(f"{manifest.name}/{manifest.version}: does not run: {error}") from error

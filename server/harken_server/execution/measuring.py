@@ -78,7 +78,9 @@ class Measuring:
         peaks = self._peaks(engines[0], shapes(grid, formula), known.peaks if known else {}, limit_s)
         for engine in set(engines):
             shrink(engine)  # or else what it holds unused would not count as free
-        self._keep(fingerprint, Surface(calibrated.seconds, peaks), known)
+        # Where nothing could be measured for want of memory, what was known of more is still known.
+        kept = peaks or (known.peaks if known else {})
+        self._keep(fingerprint, Surface(calibrated.seconds, kept), known)
         cost = CostSurface(calibrated.seconds, calibrated.scale)
         return Measured(cost, formula.measured(peaks), len(calibrated.seconds), calibrated.known, bool(peaks))
 
@@ -110,7 +112,9 @@ class Measuring:
     def _seconds(
         self, engines: Sequence[Runner], lanes: Sequence[Lane], grid: Grid, known: Surface | None, limit_s: float
     ) -> Calibrated:
-        calibrated = calibrate(engines, lanes, grid, known.seconds if known else None, limit_s, self._clock)
+        calibrated = calibrate(
+            engines, lanes, grid, known.seconds if known else None, limit_s, self._clock, alone=self._alone
+        )
         if calibrated.noisy:
             log.warning("the measured costs make no sense, so they are smoothed", lanes=len(lanes))
         if known is not None and not calibrated.known:
@@ -136,5 +140,6 @@ class Measuring:
         return DeviceGrowth(self._device_memory)
 
     def _keep(self, fingerprint: Fingerprint, surface: Surface, known: Surface | None) -> None:
-        if surface != known and self._alone:
+        fewer = known is not None and len(surface.seconds) < len(known.seconds)
+        if surface != known and self._alone and not fewer:
             self._surfaces.keep(fingerprint, surface)

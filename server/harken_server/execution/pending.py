@@ -16,6 +16,7 @@ Vectors = Mapping[str, npt.NDArray[np.float32]]
 Outcome = Vectors | Refusal
 
 _NS: Final = 1_000_000_000
+_TAKEN: Final = Abandoned()
 
 
 @dataclass(slots=True)
@@ -58,6 +59,13 @@ class Pending(Waiting):
         self.outcome = outcome
         self.on_settled(self)
         return True
+
+    def take(self) -> Outcome:
+        """Its outcome, which it lets go of: orders forget who left only later, and a vector holds its whole batch's."""
+        if self.outcome is None:
+            raise AssertionError("a call ends only when each of its sequences has an outcome")
+        outcome, self.outcome = self.outcome, _TAKEN
+        return outcome
 
 
 def outcome_label(outcome: Outcome) -> str:

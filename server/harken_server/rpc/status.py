@@ -15,6 +15,7 @@ DOMAIN: Final = "harken"
 
 _MOST_BYTES: Final = 400
 _MOST_DIMENSIONS: Final = 8
+_MOST_VIOLATIONS: Final = 16
 _MASKS: Final = {
     "value": "has an element that is neither 0 nor 1",
     "empty": "has no 1: a sequence needs at least one token",
@@ -49,7 +50,7 @@ def answer(refusal: errors.Refusal, request_id: str) -> Answer:
         error_details_pb2.BadRequest.FieldViolation(
             field=problem.field, description=_cut(_sentence(problem), 200), reason=_reason(problem)
         )
-        for problem in (refusal.problems if isinstance(refusal, errors.InvalidRequest) else ())
+        for problem in (refusal.problems[:_MOST_VIOLATIONS] if isinstance(refusal, errors.InvalidRequest) else ())
     ]
     return _answer(_describe(refusal), violations, request_id)
 
@@ -91,7 +92,7 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             first = problems[0]
             message = f"{first.field}: {_sentence(first)}" if first.field else _sentence(first)
             if len(problems) > 1:
-                message += f" (and {len(problems) - 1} more, see the details)"
+                message += f" (and {len(problems) - 1} more)"
             return code.INVALID_ARGUMENT, _reason(first), message, {}, None
         case errors.TurnedOff(setting):
             message = f"turned off by the server's setting {setting}"
@@ -143,7 +144,7 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
         case errors.NotUtf8():
             return "is not valid UTF-8"
         case errors.NotProtobuf(_, message, size_bytes):
-            return f"the request's {size_bytes} bytes are not a {message} message"
+            return f"the request's {size_bytes} bytes are no {message} message"
         case errors.NotJson(_, why):
             return f"the body is not the JSON that is needed: {why}"
         case errors.TooMany(_, count, limit, at_least):
@@ -154,7 +155,7 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return f"has {size_bytes} bytes, over the limit of {limit_bytes}"
         case errors.SequenceTooLong(_, length, limit, at_least):
             tokens = f"at least {length}" if at_least else f"{length}"
-            return f"has {tokens} tokens, over the model's limit of {limit}; truncation TRUNCATION_RIGHT would cut it"
+            return f"has {tokens} tokens, over the model's limit of {limit}; truncation would cut it"
         case errors.TokenOutOfRange(_, _, token_id, vocab_size):
             return f"is {token_id}, outside the model's vocabulary of 0 to {vocab_size - 1}"
         case errors.TextNotAccepted(_, model):

@@ -156,11 +156,19 @@ def _twin(descriptor: Descriptor) -> type[Message]:
     file = descriptor_pb2.FileDescriptorProto()
     descriptor.file.CopyToProto(file)
     for message in file.message_type:
-        for field in message.field:
-            if field.type == field.TYPE_STRING:
-                field.type = field.TYPE_BYTES
+        _text_to_bytes(message)
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(descriptor.full_name))
+
+
+def _text_to_bytes(message: descriptor_pb2.DescriptorProto) -> None:
+    for field in message.field:
+        if field.type == field.TYPE_STRING:
+            field.type = field.TYPE_BYTES
+    for nested in message.nested_type:
+        # A map's keys may not be bytes; on the wire it is a list of its entries.
+        nested.options.ClearField("map_entry")
+        _text_to_bytes(nested)
 
 
 def _add_with_dependencies(pool: descriptor_pool.DescriptorPool, file: FileDescriptor) -> None:

@@ -61,15 +61,16 @@ def meet_deadline(
     now_s: float,
     lanes: int,
     running_s: float,
+    others_s: float = 0.0,
 ) -> None:
     """Raises DeadlineUnreachable if a new flow of `lengths` is predicted to be done after its deadline.
 
-    Others' models are not counted, so that the prediction errs towards taking the call.
+    `others_s`: lane seconds of what waits for other models, and leads before it: across models the oldest does.
     """
     cost = backlog.cost
     own_s = sum(cost.share_s(length) for length in lengths) * cost.scale / lanes
     own_s = max(own_s, cost.seconds(1, max(lengths)))
-    waits_s = (backlog.ahead_s(len(lengths), priority) + running_s) / lanes
+    waits_s = (backlog.ahead_s(len(lengths), priority) + others_s + running_s) / lanes
     remaining_s = deadline.remaining_s(now_s)
     predicted_s = (waits_s + own_s) * (1.0 + DOUBT)
     late_s = predicted_s - remaining_s

@@ -45,6 +45,12 @@ class Backlog(Generic[W]):
         """Predicted lane seconds to compute all of them."""
         return sum(self._work_s.values()) * self.cost.scale
 
+    def urgent_s(self, priority: Priority) -> float:
+        """Predicted lane seconds of what is at least so urgent."""
+        if priority is Priority.BULK:
+            return self.work_s
+        return self._work_s[Priority.INTERACTIVE] * self.cost.scale
+
     def surface(self, wide: bool) -> CostSurface:
         """What batches cost on the wide lane, or on a narrow one. Raises ValueError if this model never goes wide."""
         if not wide:

@@ -60,6 +60,15 @@ class CostSurface:
         # At most batch sizes times lengths, so some ten thousand; a decision asks for a hundred of them.
         self._cells: Final[dict[tuple[int, int], float]] = {}
 
+    def inherited(self) -> "CostSurface":
+        """A surface of its own that starts with what this one knows by now."""
+        cells = {
+            (batch, length): self._table[i][j]
+            for i, batch in enumerate(self._batches)
+            for j, length in enumerate(self._lengths)
+        }
+        return CostSurface(cells, self._scale)
+
     @property
     def scale(self) -> float:
         """What running batches took over what the table predicts, smoothed. 1 where nothing ran."""

@@ -162,8 +162,12 @@ class Turns(Generic[W]):
         if flow.sequences:
             self._turn_work_s[priority] += flow.work_s / flow.sequences
         if not self._sequences:
-            # Sums of floats drift; where nobody waits there is no work.
+            # Sums of floats drift; where nobody waits there is no work, and whoever left is of no more use.
             self._turn_work_s.update(dict.fromkeys(Priority, 0.0))
+            for dues in self._dues.values():
+                dues.clear()
+            self._firsts.clear()
+            self._late.clear()
 
     def _due(self, priority: Priority) -> W | None:
         """Who is due first."""

@@ -5,6 +5,7 @@ Padding that the mask names is taken off before the scheduler sees a sequence, a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -30,7 +31,7 @@ from harken_server.rpc.oip.tensors import integers, real_tokens, texts
 from harken_server.rpc.oip.values import InputTensor, OutputTensor, Parameter, Request, Response
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import Priority
-from harken_server.service import Answers, Input, Options, Service, TokenIds
+from harken_server.service import MAX_PROBLEMS, Answers, Input, Options, Service, TokenIds
 
 INPUT_IDS: Final = "input_ids"
 ATTENTION_MASK: Final = "attention_mask"
@@ -129,7 +130,8 @@ def _asked(parameters: Mapping[str, Parameter]) -> _Asked:
             return default
         return given
 
-    problems += [UnknownName("parameters", name, _PARAMETERS) for name in parameters if name not in _PARAMETERS]
+    unknown = islice((name for name in parameters if name not in _PARAMETERS), MAX_PROBLEMS)
+    problems += [UnknownName("parameters", name, _PARAMETERS) for name in unknown]
     levels = range(len(PRIORITY_LEVELS) + 1)
     both = (False, True)
     level = value("priority", 0, int, levels, f"a level from 1, the most urgent, to {levels[-1]}; 0 is the default")
@@ -175,7 +177,7 @@ def _rows(tensors: Sequence[InputTensor], model: Model, service: Service) -> _Ro
     if text and other:
         problems.append(NotTogether(f"{text.field}.name", other.name))
     if mask and not ids and not text:
-        problems.append(NotTogether(f"{mask.field}.name", "no input_ids"))
+        problems.append(BadValue("inputs", "attention_mask alone", "input_ids, with or without it, or text"))
     if not tensors:
         problems.append(Missing("inputs"))
     if problems:

@@ -110,7 +110,7 @@ def _array(tensor: InputTensor, dtype: _Integer) -> npt.NDArray[np.signedinteger
     except (ValueError, OverflowError):
         pass
     wrong = next((one for one in tensor.content if type(one) is not int or abs(one) >= 1 << 31), tensor.content[0])
-    _refuse(BadValue(tensor.content_field, repr(wrong), f"an integer of {tensor.datatype}"))
+    _refuse(BadValue(tensor.content_field, _shown(wrong), f"an integer of {tensor.datatype}"))
 
 
 def _split(tensor: InputTensor) -> list[bytes]:
@@ -139,8 +139,15 @@ def _text(element: object, field: str) -> str:
             element.encode()  # JSON can escape halves of characters, which are no text
             return element
         case _:
-            _refuse(BadValue(field, repr(element), "a text"))
+            _refuse(BadValue(field, _shown(element), "a text"))
 
 
 def _refuse(problem: Problem) -> NoReturn:
     raise InvalidRequest((problem,))
+
+
+def _shown(element: object) -> str:
+    """Briefly: JSON may have anything in place of an element, of any size and depth."""
+    if isinstance(element, str):
+        return repr(element[:80])
+    return repr(element) if isinstance(element, int | float | None) else f"{type(element).__name__}"

@@ -6,11 +6,11 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from harken_server.errors import BadValue, InvalidRequest, NotReady, Problem, UnknownName
+from harken_server.errors import BadValue, InvalidRequest, NotReady
 from harken_server.execution.finishing import Finish
 from harken_server.rpc.calls import Call
 from harken_server.rpc.status import Answer
-from harken_server.rpc.web.exchange import Exchanges, Reply, parse_json, to_json
+from harken_server.rpc.web.exchange import Exchanges, Reply, parse_json, shown, to_json, unknown_names
 from harken_server.rpc.web.inputs import encode, values_of
 from harken_server.service import Truncate
 from harken_server.settings import Settings
@@ -41,27 +41,27 @@ class Embed:
 
         async def work(call: Call, body: bytes) -> Reply:
             given = parse_json(body)
-            problems: list[Problem] = [UnknownName(name, name, _FIELDS) for name in given if name not in _FIELDS]
+            problems = unknown_names(given, _FIELDS)
 
             def flag(name: str, default: bool) -> bool:
                 value = given.get(name)
                 if value is not None and type(value) is not bool:
-                    problems.append(BadValue(name, repr(value)[:80], "true or false"))
+                    problems.append(BadValue(name, shown(value), "true or false"))
                 return default if value is None else bool(value)
 
             truncate, normalize = flag("truncate", False), flag("normalize", True)
-            direction = str(given.get("truncation_direction") or "right").lower()
-            if direction not in _DIRECTIONS:
-                problems.append(BadValue("truncation_direction", repr(direction), f"one of {', '.join(_DIRECTIONS)}"))
+            direction = given.get("truncation_direction") or "right"
+            if not isinstance(direction, str) or direction.lower() not in _DIRECTIONS:
+                problems.append(BadValue("truncation_direction", shown(direction), f"one of {', '.join(_DIRECTIONS)}"))
             dimensions = given.get("dimensions")
             if dimensions is not None and type(dimensions) is not int:
-                problems.append(BadValue("dimensions", repr(dimensions)[:80], "a number of dimensions"))
+                problems.append(BadValue("dimensions", shown(dimensions), "a number of dimensions"))
             if problems:
                 raise InvalidRequest(tuple(problems))
             values = values_of(given.get("inputs"), "inputs")
             service = self._exchanges.service
             model = service.find(_only(service.models()), 0)
-            side: Truncate = "left" if direction == "left" else "right"
+            side: Truncate = "left" if direction.lower() == "left" else "right"
             finish = Finish(normalize, dimensions)
             encoded = await encode(
                 self._exchanges, call, model, values, "inputs", side if truncate else "refuse", finish

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from harken_server.errors import BadValue, InvalidRequest, Missing, NotUtf8, Refusal
+from harken_server.errors import BadValue, InvalidRequest, Missing, NotUtf8, Refusal, TooMany
 from harken_server.execution.engine import SENTENCE
 from harken_server.execution.finishing import Finish
 from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call
 from harken_server.rpc.fields import without_kinds
-from harken_server.rpc.web.exchange import Exchanges
+from harken_server.rpc.web.exchange import Exchanges, shown
 from harken_server.scheduling.waiting import Priority
 from harken_server.service import Answers, Input, Options, TokenIds, Truncate
 
@@ -38,6 +38,8 @@ async def encode(
     """Encode what stands in a body's `field`. Raises a Refusal, of the first input that failed if any did."""
     service = exchanges.service
     exchanges.calls.found(call, model)
+    if len(values) > service.limits.inputs:
+        raise InvalidRequest((TooMany(field, len(values), service.limits.inputs),))
     names = [field] if len(values) == 1 else [f"{field}[{index}]" for index in range(len(values))]
     longest, left = service.max_length, truncate == "left"
     inputs = [_input_of(value, name, longest, left) for value, name in zip(values, names, strict=True)]
@@ -77,7 +79,7 @@ def values_of(given: object, field: str) -> Sequence[object]:
         return [given] if type(given[0]) is int else given
     if given is None or given == []:
         raise InvalidRequest((Missing(field),))
-    raise InvalidRequest((BadValue(field, repr(given)[:80], "a text, token ids, or a list of either"),))
+    raise InvalidRequest((BadValue(field, shown(given), "a text, token ids, or a list of either"),))
 
 
 def _input_of(value: object, name: str, longest: int, left: bool) -> Input:
@@ -88,7 +90,7 @@ def _input_of(value: object, name: str, longest: int, left: bool) -> Input:
     if isinstance(value, str):
         return value if _is_text(value) else NotUtf8(name)
     if not isinstance(value, list) or not all(type(token) is int for token in value):
-        return BadValue(name, repr(value)[:80], "a text or a list of token ids")
+        return BadValue(name, shown(value), "a text or a list of token ids")
     try:
         return TokenIds(np.array(value[-longest:] if left else value[:longest], np.int64), len(value))
     except OverflowError:

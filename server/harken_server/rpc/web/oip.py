@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from harken_server.errors import BadValue, InvalidRequest, NotReady, Problem, ShapeDisagrees, TurnedOff
+from harken_server.errors import BadValue, InvalidRequest, NotReady, Problem, ShapeDisagrees, TooMany, TurnedOff
 from harken_server.execution.control import Control
 from harken_server.rpc.calls import Call
 from harken_server.rpc.oip.infer import infer, version_of
@@ -17,7 +17,7 @@ from harken_server.rpc.oip.values import InputTensor, OutputTensor, Parameter, W
 from harken_server.rpc.oip.values import Request as InferRequest
 from harken_server.rpc.oip.values import Response as InferResponse
 from harken_server.rpc.status import Answer
-from harken_server.rpc.web.exchange import Exchanges, Reply, parse_json, to_json
+from harken_server.rpc.web.exchange import Exchanges, Reply, parse_json, shown, to_json
 
 _HEADER_LENGTH: Final = "inference-header-content-length"
 _BINARY: Final = "binary_data"
@@ -25,6 +25,9 @@ _BINARY_SIZE: Final = "binary_data_size"
 _ALL_BINARY: Final = "binary_data_output"
 _MOST_TENSORS: Final = 16
 _MOST_DEPTH: Final = 8
+_MOST_LISTS: Final = 1 << 16
+_MOST_PARAMETERS: Final = 64
+_MOST_DIGITS: Final = 12
 _OCTETS: Final = "application/octet-stream"
 
 
@@ -171,9 +174,10 @@ def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], byte
     """The JSON at the start of a body, and the binary data behind it."""
     if header_length is None:
         return parse_json(body), b""
-    if not (header_length.isascii() and header_length.isdecimal() and int(header_length[:12]) <= len(body)):
+    digits = header_length.isascii() and header_length.isdecimal() and len(header_length) <= _MOST_DIGITS
+    if not digits or int(header_length) > len(body):
         wanted = f"a number of bytes up to the body's {len(body)}"
-        raise InvalidRequest((BadValue(_HEADER_LENGTH, repr(header_length)[:80], wanted),))
+        raise InvalidRequest((BadValue(_HEADER_LENGTH, shown(header_length), wanted),))
     return parse_json(body[: int(header_length)]), body[int(header_length) :]
 
 
@@ -181,7 +185,7 @@ def _request_of(given: dict[str, Any], binary: bytes) -> tuple[InferRequest, boo
     """What is asked; whether outputs are wanted as binary data by default, and those of which that is said."""
     request_id = given.get("id", "")
     if not isinstance(request_id, str):
-        raise InvalidRequest((BadValue("id", repr(request_id)[:80], "a string"),))
+        raise InvalidRequest((BadValue("id", shown(request_id), "a string"),))
     parameters = _parameters(given, "parameters")
     all_binary = parameters.pop(_ALL_BINARY, False) is True
     inputs: list[InputTensor] = []
@@ -198,10 +202,10 @@ def _request_of(given: dict[str, Any], binary: bytes) -> tuple[InferRequest, boo
             position += size_bytes
         else:
             wanted = f"a number of bytes up to the {len(binary) - position} that are left, in place of data"
-            raise InvalidRequest((BadValue(f"{field}.parameters.{_BINARY_SIZE}", repr(size_bytes)[:80], wanted),))
+            raise InvalidRequest((BadValue(f"{field}.parameters.{_BINARY_SIZE}", shown(size_bytes), wanted),))
         shape = tensor.get("shape")
         if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-            raise InvalidRequest((BadValue(f"{field}.shape", repr(shape)[:80], "a list of numbers"),))
+            raise InvalidRequest((BadValue(f"{field}.shape", shown(shape), "a list of numbers"),))
         name, datatype = _string(tensor, "name", field), _string(tensor, "datatype", field)
         inputs.append(InputTensor(name, datatype, tuple(shape), content, own, field, f"{field}.data"))
     if position != len(binary):
@@ -250,7 +254,7 @@ def _objects(given: dict[str, Any], name: str) -> list[dict[str, Any]]:
     values = given.get(name, [])
     problem: Problem | None = None
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        problem = BadValue(name, repr(values)[:80], "a list of objects")
+        problem = BadValue(name, shown(values), "a list of objects")
     elif len(values) > _MOST_TENSORS:
         problem = BadValue(name, f"a list of {len(values)}", f"one of at most {_MOST_TENSORS}")
     if problem:
@@ -263,22 +267,25 @@ def _parameters(given: dict[str, Any], field: str) -> dict[str, Parameter]:
     if not isinstance(values, dict) or not all(
         isinstance(value, bool | int | float | str) for value in values.values()
     ):
-        raise InvalidRequest((BadValue(field, repr(values)[:80], "an object of strings, numbers and bools"),))
+        raise InvalidRequest((BadValue(field, shown(values), "an object of strings, numbers and bools"),))
     return dict(values)
 
 
 def _string(given: dict[str, Any], name: str, field: str) -> str:
     value = given.get(name, "")
     if not isinstance(value, str):
-        raise InvalidRequest((BadValue(f"{field}.{name}", repr(value)[:80], "a string"),))
+        raise InvalidRequest((BadValue(f"{field}.{name}", shown(value), "a string"),))
     return value
 
 
 def _flat(data: object, field: str, depth: int = 0) -> list[object]:
     """The elements in a row, whether they come so or in lists of lists."""
     if not isinstance(data, list) or depth > _MOST_DEPTH:
-        raise InvalidRequest((BadValue(field, repr(data)[:80], "a list of elements"),))
-    if not any(isinstance(element, list) for element in data):
+        raise InvalidRequest((BadValue(field, shown(data), "a list of elements"),))
+    lists = sum(isinstance(element, list) for element in data)
+    if lists > _MOST_LISTS:
+        raise InvalidRequest((TooMany(field, lists, _MOST_LISTS),))
+    if not lists:
         return data
     return [element for inner in data for element in _flat(inner, field, depth + 1)]
 

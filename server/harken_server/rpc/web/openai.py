@@ -8,11 +8,11 @@ import numpy.typing as npt
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from harken_server.errors import BadValue, InvalidRequest, Problem, UnknownName
+from harken_server.errors import BadValue, InvalidRequest
 from harken_server.execution.finishing import Finish
 from harken_server.rpc.calls import Call
 from harken_server.rpc.status import Answer
-from harken_server.rpc.web.exchange import Exchanges, Reply, parse_json, to_json
+from harken_server.rpc.web.exchange import Exchanges, Reply, parse_json, shown, to_json, unknown_names
 from harken_server.rpc.web.inputs import Encoded, encode, values_of
 
 _FIELDS: Final = ("input", "model", "encoding_format", "dimensions", "user")
@@ -38,16 +38,16 @@ class OpenAi:
 
         async def work(call: Call, body: bytes) -> Reply:
             given = parse_json(body)
-            problems: list[Problem] = [UnknownName(name, name, _FIELDS) for name in given if name not in _FIELDS]
+            problems = unknown_names(given, _FIELDS)
             name = given.get("model", "")
             if not isinstance(name, str):
-                problems.append(BadValue("model", repr(name), "the name of a model"))
+                problems.append(BadValue("model", shown(name), "the name of a model"))
             encoding = given.get("encoding_format") or "float"
-            if encoding not in _FORMATS:
-                problems.append(BadValue("encoding_format", repr(encoding), f"one of {', '.join(_FORMATS)}"))
+            if not isinstance(encoding, str) or encoding not in _FORMATS:
+                problems.append(BadValue("encoding_format", shown(encoding), f"one of {', '.join(_FORMATS)}"))
             dimensions = given.get("dimensions")
             if dimensions is not None and type(dimensions) is not int:
-                problems.append(BadValue("dimensions", repr(dimensions), "a number of dimensions"))
+                problems.append(BadValue("dimensions", shown(dimensions), "a number of dimensions"))
             if problems:
                 raise InvalidRequest(tuple(problems))
             values = values_of(given.get("input"), "input")

@@ -1,18 +1,22 @@
 """The HTTP server itself: its routes, its port and its limits."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from harken_server.execution.control import Control
+from harken_server.rpc.web.connection import Connection
 from harken_server.rpc.web.embed import Embed
 from harken_server.rpc.web.exchange import Exchanges
 from harken_server.rpc.web.oip import Oip
@@ -21,7 +25,6 @@ from harken_server.settings import Settings
 
 _IDLE_S: Final = 75
 """How long a connection may say nothing between two requests: longer than what proxies commonly keep theirs."""
-_STOP_S: Final = 1
 
 
 class Web:
@@ -30,6 +33,7 @@ class Web:
     def __init__(self, exchanges: Exchanges, control: Control, settings: Settings) -> None:
         self._exchanges: Final = exchanges
         self._settings: Final = settings
+        _silence()
         config = uvicorn.Config(
             self._app(control),
             loop="none",
@@ -37,9 +41,9 @@ class Web:
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=settings.max_connections,
+            http=type("LimitedConnection", (Connection,), {"most": settings.max_connections}),
             timeout_keep_alive=_IDLE_S,
-            timeout_graceful_shutdown=_STOP_S,
+            timeout_graceful_shutdown=ceil(settings.max_request_s) + 1,
             backlog=2048,
         )
         self._server: Final = _Server(config)
@@ -62,9 +66,14 @@ class Web:
         port: int = listening.getsockname()[1]
         return port
 
-    async def stop(self) -> None:
-        """Close the port, and idle connections; what is under way has a second left."""
+    def close(self) -> None:
+        """Close the port and idle connections; others close with their answer. Bodies that still come are refused."""
         self._server.should_exit = True
+        self._exchanges.drain()
+
+    async def stop(self) -> None:
+        """After `close`, once no call is open: end what is left."""
+        self._server.force_exit = True
         if self._serving is not None:
             await self._serving
 
@@ -113,9 +122,25 @@ class Web:
         return Response("ok\n" if ready else f"{state}\n", 200 if ready else 503, media_type="text/plain")
 
 
-async def _no_route(request: Request, _: Exception) -> Response:
-    served = "/v1/embeddings, /embed, /v2/models/NAME/infer"
-    return JSONResponse({"error": f"{request.method} {request.url.path[:200]} is not served here; see {served}"}, 404)
+async def _no_route(request: Request, error: Exception) -> Response:
+    """No such path, or not by this method: in the form of those whose path it is."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        message = f"{request.method} is not served for {path}; {(error.headers or {}).get('Allow', 'others')} is"
+    else:
+        message = f"{path} is not served here; served: /v1/embeddings, /embed, /v2/models/NAME/infer"
+    content: dict[str, object] = {"error": message}
+    if path.startswith("/v1/"):
+        content = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "not_served"}}
+    return JSONResponse(content, error.status_code, error.headers)
+
+
+def _silence() -> None:
+    """uvicorn's lines are no JSON, and whoever connects can make them; what matters is logged and counted by us."""
+    logger = logging.getLogger("uvicorn")
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())
 
 
 class _Server(uvicorn.Server):

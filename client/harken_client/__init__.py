@@ -20,7 +20,7 @@ from harken_client.errors import (
     Unavailable,
 )
 from harken_client.sync import Client
-from harken_client.values import Batch, BatchMember, Encoding, ModelInfo, StreamResult, Timings
+from harken_client.values import Batch, BatchMember, Encoding, Match, ModelInfo, StreamResult, Timings
 
 __all__ = [
     "AsyncClient",
@@ -34,6 +34,7 @@ __all__ = [
     "HarkenError",
     "InternalError",
     "InvalidInput",
+    "Match",
     "ModelInfo",
     "ModelNotFound",
     "Overloaded",

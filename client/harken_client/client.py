@@ -19,6 +19,7 @@ from harken_client.values import (
     Batch,
     Encoding,
     Input,
+    Match,
     ModelInfo,
     Output,
     Priority,
@@ -225,6 +226,39 @@ class AsyncClient:
                     if not return_errors:
                         raise
         return outcomes
+
+    async def similarity(
+        self,
+        query: Input,
+        candidates: Sequence[Input],
+        *,
+        top_k: int | None = None,
+        truncate: Truncate = False,
+        model: str | None = None,
+        version: int | None = None,
+        timeout_s: float | None = None,
+        priority: Priority | None = None,
+    ) -> list[Match]:
+        """How alike the query and each candidate are, the best first; `top_k` of them, or all.
+
+        One call: query and candidates together are at most the server's `max_inputs`.
+        """
+        if isinstance(candidates, str):
+            raise TypeError("candidates is a list; for one text write similarity(query, [text])")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is a number from 1 on, not {top_k}")
+        name, number = self._asked(model, version)
+        request = pb.SimilarityRequest(
+            model=name,
+            version=number,
+            options=wire.options_message("sentence", truncate, priority or self._priority, self._tenant, {}),
+            query=wire.input_message(query),
+            candidates=[wire.input_message(candidate) for candidate in candidates],
+            top_k=top_k or 0,
+        )
+        connection = self._connection()
+        response = await connection.call(connection.stub.Similarity, request, self._deadline(timeout_s))
+        return [Match(match.index, match.score) for match in response.matches]
 
     async def encode_stream(
         self,

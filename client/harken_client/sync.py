@@ -111,6 +111,7 @@ class Client:
     encode = _blocking(AsyncClient.encode)
     encode_detailed = _blocking(AsyncClient.encode_detailed)
     encode_stream = _iterating(AsyncClient.encode_stream)
+    similarity = _blocking(AsyncClient.similarity)
     models = _blocking(AsyncClient.models)
     model = _blocking(AsyncClient.model)
     explain_batches = _blocking(AsyncClient.explain_batches)

@@ -80,6 +80,18 @@ class Encoding:
     scale: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A candidate of `similarity`.
+
+    index   its position in the list
+    score   the cosine between its vector and the query's, -1 to 1
+    """
+
+    index: int
+    score: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamResult:
     """The outcome of one input of a stream: exactly one of `encoding` and `error` is set.

@@ -132,6 +132,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
     explained: list[int] = field(default_factory=list)
     """How many batches each call asked for."""
     calls: list[pb.EncodeRequest] = field(default_factory=list)
+    similarities: list[pb.SimilarityRequest] = field(default_factory=list)
     models_asked: int = 0
     streams: int = 0
     opened: list[pb.StreamOpen] = field(default_factory=list)
@@ -228,6 +229,10 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+
+    async def Similarity(self, request: pb.SimilarityRequest, context: Any) -> pb.SimilarityResponse:  # noqa: N802 - the contract's name
+        self.similarities.append(request)
+        return pb.SimilarityResponse(model=MODEL.name, version=1, matches=[pb.Match(index=1, score=0.5)])
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802 - the contract's name
         return pb.ListModelsResponse(models=[MODEL])

@@ -10,6 +10,7 @@ from harken_client import (
     FieldViolation,
     HarkenError,
     InvalidInput,
+    Match,
     Overloaded,
     Timings,
 )
@@ -163,3 +164,18 @@ async def test_failed_inputs_stand_in_place_where_errors_are_returned(fake: Fake
         4: (Overloaded, "BACKLOG_FULL", 4, 0.01),
     }
     assert len(outcomes) == 6
+
+
+async def test_similarity_asks_as_it_was_told_and_gives_matches(fake: FakeEncoder, target: str) -> None:
+    async with AsyncClient(target) as client:
+        assert await client.similarity("q", ["a", [1, 2]], top_k=3, truncate="left") == [Match(1, 0.5)]
+    assert fake.similarities == [
+        pb.SimilarityRequest(
+            options=pb.EncodeOptions(
+                output=pb.OUTPUT_SENTENCE, truncation=pb.TRUNCATION_LEFT, priority=pb.PRIORITY_INTERACTIVE
+            ),
+            query=pb.Input(text="q"),
+            candidates=[pb.Input(text="a"), pb.Input(token_ids=pb.TokenIds(ids=[1, 2]))],
+            top_k=3,
+        )
+    ]

@@ -21,6 +21,7 @@ def test_all_calls_of_the_asynchronous_client_are_there(target: str) -> None:
         assert next(iter(client.watch_health())) == "SERVING"
         assert [info.name for info in client.models()] == ["tiny"]
         assert client.explain_batches() == []
+        assert [match.index for match in client.similarity("a", ["b", "c"])] == [1]
         assert client.model().hidden_size == 8
         np.testing.assert_array_equal(client.encode(["a", "b"]), [vector("a"), vector("b")])
         assert [array.shape for array in client.encode(["a"], output="tokens")] == [(3, 8)]

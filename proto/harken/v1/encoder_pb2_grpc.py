@@ -44,6 +44,11 @@ class EncoderStub:
                 request_serializer=harken_dot_v1_dot_encoder__pb2.EncodeStreamRequest.SerializeToString,
                 response_deserializer=harken_dot_v1_dot_encoder__pb2.EncodeStreamResponse.FromString,
                 _registered_method=True)
+        self.Similarity = channel.unary_unary(
+                '/harken.v1.Encoder/Similarity',
+                request_serializer=harken_dot_v1_dot_encoder__pb2.SimilarityRequest.SerializeToString,
+                response_deserializer=harken_dot_v1_dot_encoder__pb2.SimilarityResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/harken.v1.Encoder/ListModels',
                 request_serializer=harken_dot_v1_dot_encoder__pb2.ListModelsRequest.SerializeToString,
@@ -77,6 +82,14 @@ class EncoderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Similarity(self, request, context):
+        """How alike one query and each of many candidates are: a convenience over
+        Encode, computed in one call, whose vectors never travel.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists every model version that the server holds.
         """
@@ -103,6 +116,11 @@ def add_EncoderServicer_to_server(servicer, server):
                     servicer.EncodeStream,
                     request_deserializer=harken_dot_v1_dot_encoder__pb2.EncodeStreamRequest.FromString,
                     response_serializer=harken_dot_v1_dot_encoder__pb2.EncodeStreamResponse.SerializeToString,
+            ),
+            'Similarity': grpc.unary_unary_rpc_method_handler(
+                    servicer.Similarity,
+                    request_deserializer=harken_dot_v1_dot_encoder__pb2.SimilarityRequest.FromString,
+                    response_serializer=harken_dot_v1_dot_encoder__pb2.SimilarityResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -169,6 +187,33 @@ class Encoder:
             '/harken.v1.Encoder/EncodeStream',
             harken_dot_v1_dot_encoder__pb2.EncodeStreamRequest.SerializeToString,
             harken_dot_v1_dot_encoder__pb2.EncodeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Similarity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/harken.v1.Encoder/Similarity',
+            harken_dot_v1_dot_encoder__pb2.SimilarityRequest.SerializeToString,
+            harken_dot_v1_dot_encoder__pb2.SimilarityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,10 @@ class EncoderStub:
     number of unanswered inputs, so a sender feels back-pressure. A bad input is
     answered with its error and never ends the stream.
     """
+    Similarity: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.SimilarityRequest, _encoder_pb2.SimilarityResponse]
+    """How alike one query and each of many candidates are: a convenience over
+    Encode, computed in one call, whose vectors never travel.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]
     """Lists every model version that the server holds."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]
@@ -64,6 +68,10 @@ class EncoderAsyncStub(EncoderStub):
     matched by id (and by index). The server stops reading at a published
     number of unanswered inputs, so a sender feels back-pressure. A bad input is
     answered with its error and never ends the stream.
+    """
+    Similarity: _aio.UnaryUnaryMultiCallable[_encoder_pb2.SimilarityRequest, _encoder_pb2.SimilarityResponse]  # type: ignore[assignment]
+    """How alike one query and each of many candidates are: a convenience over
+    Encode, computed in one call, whose vectors never travel.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists every model version that the server holds."""
@@ -91,6 +99,16 @@ class EncoderServicer(metaclass=_abc_1.ABCMeta):
         matched by id (and by index). The server stops reading at a published
         number of unanswered inputs, so a sender feels back-pressure. A bad input is
         answered with its error and never ends the stream.
+        """
+
+    @_abc_1.abstractmethod
+    def Similarity(
+        self,
+        request: _encoder_pb2.SimilarityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encoder_pb2.SimilarityResponse, _abc.Awaitable[_encoder_pb2.SimilarityResponse]]:
+        """How alike one query and each of many candidates are: a convenience over
+        Encode, computed in one call, whose vectors never travel.
         """
 
     @_abc_1.abstractmethod

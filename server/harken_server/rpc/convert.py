@@ -54,7 +54,9 @@ _PRIORITIES: Final = {
 }
 
 
-def options_of(message: encoder_pb2.EncodeRequest | encoder_pb2.StreamOpen, flow: object) -> Options:
+def options_of(
+    message: encoder_pb2.EncodeRequest | encoder_pb2.SimilarityRequest | encoder_pb2.StreamOpen, flow: object
+) -> Options:
     """What holds for the whole call. Raises InvalidRequest."""
     problems: list[Problem] = []
     options = message.options

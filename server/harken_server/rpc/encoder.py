@@ -9,6 +9,7 @@ from harken.v1 import encoder_pb2
 from harken_server.rpc.calls import Call, Calls, Context, when_done
 from harken_server.rpc.convert import check_vectors, info_of, input_of, options_of, set_result
 from harken_server.rpc.encode_stream import EncodeStream
+from harken_server.rpc.similarity import best_matches, check_similarity
 from harken_server.rpc.stream import Streams
 from harken_server.rpc.wire import Repeated, parse
 from harken_server.service import Service
@@ -26,6 +27,8 @@ class Encoder:
         self._max_message_bytes: Final = max_message_bytes
         number = encoder_pb2.EncodeRequest.INPUTS_FIELD_NUMBER
         self._repeated: Final = (Repeated(number, "inputs", service.limits.inputs),)
+        number = encoder_pb2.SimilarityRequest.CANDIDATES_FIELD_NUMBER
+        self._candidates: Final = (Repeated(number, "candidates", service.limits.inputs - 1),)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
@@ -33,6 +36,7 @@ class Encoder:
             SERVICE,
             {
                 "Encode": grpc.unary_unary_rpc_method_handler(self.encode),
+                "Similarity": grpc.unary_unary_rpc_method_handler(self.similarity),
                 "EncodeStream": grpc.stream_stream_rpc_method_handler(self.encode_stream),
                 "ListModels": grpc.unary_unary_rpc_method_handler(self.list_models),
                 "GetModel": grpc.unary_unary_rpc_method_handler(self.get_model),
@@ -69,6 +73,31 @@ class Encoder:
             return response.SerializeToString()
 
         return await self._calls.answer("Encode", context, work)
+
+    async def similarity(self, raw: bytes, context: Context) -> bytes:
+        """Similarity(SimilarityRequest) -> SimilarityResponse."""
+
+        async def work(call: Call) -> bytes:
+            request = parse(encoder_pb2.SimilarityRequest, raw, self._max_message_bytes, self._candidates)
+            options = options_of(request, flow=call.number)
+            model = self._service.find(options.model, options.version)
+            self._calls.found(call, model)
+            check_similarity(request, options, model)
+            names = ["query", *[f"candidates[{index}]" for index in range(len(request.candidates))]]
+            longest, truncate = self._service.max_length, options.truncate
+            given = [
+                input_of(message, name, longest, truncate)
+                for message, name in zip([request.query, *request.candidates], names, strict=True)
+            ]
+            answers = await self._service.encode(model, options, given, names, call.deadline, self._calls.clock())
+            when_done(context, lambda: self._service.sent(answers.size_bytes))
+            response = encoder_pb2.SimilarityResponse(model=call.model, version=model.manifest.version)
+            for index, score in best_matches(answers, request.top_k):
+                response.matches.add(index=index, score=score)
+            self._calls.answered(call, call.received_s, answers)
+            return response.SerializeToString()
+
+        return await self._calls.answer("Similarity", context, work)
 
     async def encode_stream(self, _: AsyncIterator[bytes], context: Context) -> None:
         """EncodeStream(stream EncodeStreamRequest) -> stream EncodeStreamResponse."""

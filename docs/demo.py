@@ -115,7 +115,7 @@ def main() -> None:
         subprocess.run([*load, *lengths], check=True)
     console.print("[bold]== the server has drained and stopped. Where to go next:")
     console.print(
-        "  make serve                       keep a server up on 8001, with metrics on 8002\n"
+        "  make serve                       keep a server up: HTTP 8000, gRPC 8001, metrics 8002\n"
         "  .venv/bin/harken encode 'hello'  encode a line\n"
         "  .venv/bin/harken load --help     other loads\n"
         "  README.md, docs/                 a call in five lines, the settings, the metrics"

@@ -10,14 +10,13 @@ from harken_server.execution.engine import TOKENS
 from harken_server.rpc.calls import Call, Calls, Context
 from harken_server.rpc.convert import check_vectors, input_of, options_of, set_result
 from harken_server.rpc.status import answer, bug
-from harken_server.rpc.stream import Stream, Streams
+from harken_server.rpc.stream import MOST_ID_BYTES, Stream, Streams
 from harken_server.rpc.wire import parse, readable_text
 from harken_server.service import Service
 from harken_server.telemetry.statistics import Statistics
 
 log = structlog.get_logger()
 
-_MOST_ID_BYTES: Final = 256
 _INPUT: Final = "input.input"
 
 
@@ -99,7 +98,7 @@ class EncodeStream(Stream):
         if kind != "input":
             raise InvalidRequest((OutOfPlace("open") if kind == "open" else NoContent("input"),))
         id_bytes = len(message.input.id.encode())
-        if id_bytes > _MOST_ID_BYTES:
-            raise InvalidRequest((TooManyBytes("input.id", id_bytes, _MOST_ID_BYTES),))
+        if id_bytes > MOST_ID_BYTES:
+            raise InvalidRequest((TooManyBytes("input.id", id_bytes, MOST_ID_BYTES),))
         response.id = message.input.id
         return message.input

@@ -1,6 +1,7 @@
 """What all bidirectional streams have in common: each is read only as fast as it is answered."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Final
 
@@ -9,6 +10,9 @@ import grpc
 from harken_server.errors import Expired, NotReady
 from harken_server.rpc.calls import Call, Calls, Context
 from harken_server.service import Service
+
+MOST_ID_BYTES: Final = 256
+"""Of an id that a client gives a message, to find its answer by."""
 
 
 class Streams:
@@ -35,7 +39,7 @@ class Streams:
             stream.stop_reading()
 
 
-class Stream:
+class Stream(ABC):
     """One stream. At most `max_unanswered` of its messages are read and unanswered at any time."""
 
     in_order: bool
@@ -53,17 +57,17 @@ class Stream:
         self._answering: Final[set[asyncio.Task[tuple[bytes, int]]]] = set()
         self._reader: asyncio.Task[None] | None = None
 
-    def opens(self, raw: bytes) -> bool:
+    def opens(self, _: bytes) -> bool:
         """Whether the first message is about the stream itself, and has no answer. Raises a Refusal of the stream."""
-        raise NotImplementedError
+        return False
 
     def most_unanswered(self) -> int:
         """How many messages may be unanswered, once the stream is open: at most as many as every stream may have."""
-        raise NotImplementedError
+        return self.streams.max_unanswered
 
+    @abstractmethod
     async def answer(self, raw: bytes, index: int) -> tuple[bytes, int]:
         """The answer to a message, and the bytes that the service holds until it is written. Raises nothing."""
-        raise NotImplementedError
 
     async def run(self) -> None:
         """Read, answer, write, until both sides are done. Raises a Refusal that ends the whole stream."""

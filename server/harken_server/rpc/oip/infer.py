@@ -29,6 +29,7 @@ from harken_server.rpc.calls import Call
 from harken_server.rpc.fields import without_kinds
 from harken_server.rpc.oip.tensors import integers, real_tokens, texts
 from harken_server.rpc.oip.values import InputTensor, OutputTensor, Parameter, Request, Response
+from harken_server.rpc.stream import MOST_ID_BYTES
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import Priority
 from harken_server.service import MAX_PROBLEMS, Answers, Input, Options, Service, TokenIds
@@ -45,7 +46,6 @@ FINAL: Final = "triton_final_response"
 _WANTS_FINAL: Final = "triton_enable_empty_final_response"
 _PARAMETERS: Final = ("priority", "timeout", "truncate", "output_datatype", _WANTS_FINAL)
 _DATATYPES: Final[dict[str, type[np.floating]]] = {"FP32": np.float32, "FP16": np.float16}
-_MOST_ID_BYTES: Final = 256
 _MOST_VERSION_DIGITS: Final = 9
 
 
@@ -115,8 +115,8 @@ def version_of(text: str, field: str) -> int:
 
 def _check_id(request_id: str) -> None:
     id_bytes = len(request_id.encode())
-    if id_bytes > _MOST_ID_BYTES:
-        raise InvalidRequest((TooManyBytes("id", id_bytes, _MOST_ID_BYTES),))
+    if id_bytes > MOST_ID_BYTES:
+        raise InvalidRequest((TooManyBytes("id", id_bytes, MOST_ID_BYTES),))
 
 
 def _asked(parameters: Mapping[str, Parameter]) -> _Asked:

@@ -29,10 +29,6 @@ class InferStream(Stream):
         super().__init__(service, calls, streams, call, context)
         self._max_message_bytes: Final = max_message_bytes
 
-    def opens(self, raw: bytes) -> bool:
-        """Never: every message is a request."""
-        return False
-
     async def answer(self, raw: bytes, index: int) -> tuple[bytes, int]:
         """See Stream."""
         received_s = self.calls.clock()

@@ -100,7 +100,6 @@ def options_message(
         output=_OUTPUTS[output],
         truncation=_TRUNCATIONS[truncate],
         priority=_PRIORITIES[priority],
-        tenant=tenant,
         dimensions=dimensions or 0,
         pooling=_POOLINGS[pooling],
         # Where it is not said, servers that do not know the field yet do the same.

@@ -18,7 +18,9 @@ from harken_server.execution.batcher import Batcher
 from harken_server.execution.control import Control
 from harken_server.execution.engine import DeviceUnavailable, check_installation
 from harken_server.execution.history import History
+from harken_server.execution.keys import Keys
 from harken_server.execution.loading import Loader
+from harken_server.execution.results import Results
 from harken_server.execution.tokenizing import Tokenizing
 from harken_server.models.bundle import BundleError
 from harken_server.models.repository import Repository
@@ -30,6 +32,7 @@ from harken_server.rpc.oip import inference
 from harken_server.rpc.oip.inference import Inference
 from harken_server.rpc.server import Health, add_reflection, bind, make_server
 from harken_server.rpc.stream import Streams
+from harken_server.rpc.tenants import Tenants
 from harken_server.rpc.web.exchange import Exchanges
 from harken_server.rpc.web.server import Web
 from harken_server.scheduling.admission import Capacity
@@ -73,10 +76,13 @@ class App:
         self._metrics: Final = Metrics()
         self._repository: Final = Repository()
         self._history: Final = History(settings.debug_batches)
+        results = Results(settings.result_cache_bytes)
+        self._metrics.cache_size.set_function(lambda: results.size_bytes)
         self._batcher: Final = Batcher(
             Capacity(settings.max_backlog_sequences, settings.max_backlog_tokens),
             self._metrics,
             self._history,
+            results,
             CLOCK,
             _die,
         )
@@ -86,10 +92,12 @@ class App:
             self._batcher,
             self._tokenizing,
             Limits(settings.max_inputs, settings.max_text_bytes, settings.max_message_bytes, settings.max_unsent_bytes),
+            Keys(shared=settings.share_identical, kept=results.kept),
             CLOCK,
         )
         self._streams: Final = Streams(settings.max_stream_unanswered, settings.max_request_s)
-        self._calls: Final = Calls(self._metrics, CLOCK, settings.max_request_s)
+        tenants = Tenants(settings.trust_tenants, settings.weights_by_tenant)
+        self._calls: Final = Calls(self._metrics, tenants, CLOCK, settings.max_request_s)
         self._server: Final = make_server(settings)
         self._web: Web | None = None
         self._health: Final = Health(self._server)

@@ -73,6 +73,14 @@ class TooMany(Problem):
 
 
 @dataclass(frozen=True, slots=True)
+class TooManyChunks(Problem):
+    """The texts of a call become more sequences than a call may have."""
+
+    chunks: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class TooManyBytes(Problem):
     """More bytes than a limit allows."""
 

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 from harken.v1 import bundle_pb2
 
 from harken_server.errors import (
@@ -26,16 +27,18 @@ from harken_server.errors import (
     TokenOutOfRange,
     TooMany,
     TooManyBytes,
+    TooManyChunks,
 )
 from harken_server.execution.batcher import Batcher
 from harken_server.execution.engine import SENTENCE, TOKENS
 from harken_server.execution.finishing import Finish
+from harken_server.execution.keys import Keys
 from harken_server.execution.pending import Outcome, Pending, Stamps
 from harken_server.execution.tokenizing import Tokenizing
 from harken_server.models.repository import Model, Repository
-from harken_server.models.tokenizer import Ids, Tokens
+from harken_server.models.tokenizer import Ids, Places, Reading, Tokens
 from harken_server.scheduling.deadline import Deadline
-from harken_server.scheduling.waiting import Priority
+from harken_server.scheduling.waiting import Priority, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ Input = str | TokenIds | Problem
 Truncate = Literal["refuse", "right", "left"]
 """What becomes of an input that is longer than the model: nothing, or it loses its end, or its beginning."""
 
+Chunks = Literal["mean", "all"]
+"""What a text's chunks give: one vector, their mean, or a vector each."""
+
 MAX_PROBLEMS: Final = 16
 """How many fields at fault one answer names."""
 
@@ -62,6 +68,8 @@ _RETRY_S: Final = 1.0
 
 # Lengths, timings and keys around a vector in a response.
 _ANSWER_OVERHEAD_BYTES: Final = 96
+# Of a token in its text: two numbers of at most five bytes.
+_PLACE_BYTES: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +93,27 @@ class Options:
     """Names of vectors: sentence_embedding, token_embeddings."""
     truncate: Truncate
     priority: Priority
-    tenant: str
+    tenant: Tenant
     flow: object
     """The call or stream; flows share the lanes evenly."""
     finish: Finish = Finish()  # noqa: RUF009 - it is frozen
+    chunks: Chunks | None = None
+    """Of texts that are longer than the model; None: see truncate."""
+    overlap_tokens: int = 0
+    """Of neighbouring chunks."""
+    places: bool = False
+    """Whether an answer says where the tokens of its text stand."""
     padded_length: int | None = None
     """None: token vectors leave as they are. Else the edge pads those of each input to the longest, or to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a text that was a sequence of its own: its first character, the first one after it, its tokens."""
+
+    start: int
+    end: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +121,13 @@ class Answer:
     """What became of one input."""
 
     outcome: Outcome
-    """The vectors that were asked for, or the refusal."""
+    """The vectors that were asked for (with chunks="all" one for each chunk: [chunks, D]), or the refusal."""
     tokens: int
     truncated: bool
     stamps: Stamps
+    """Of several chunks, those of the last one."""
+    chunks: Sequence[Chunk] = ()
+    places: Places | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +149,14 @@ class Service:
         batcher: Batcher,
         tokenizing: Tokenizing,
         limits: Limits,
+        keys: Keys,
         clock: Callable[[], float],
     ) -> None:
         self._repository: Final = repository
         self._batcher: Final = batcher
         self._tokenizing: Final = tokenizing
         self.limits: Final = limits
+        self._keys: Final = keys
         self._clock: Final = clock
         self._unsent_bytes = 0
         self.state: Literal["loading", "serving", "draining"] = "loading"
@@ -178,20 +206,23 @@ class Service:
         if deadline.passed(received_s):
             raise Expired(deadline.by_cap)
         _check_dimensions(options.finish.dimensions, model)
+        _check_overlap(options.overlap_tokens, model)
         text_bytes = self._check_inputs(model, inputs, names)
         with self._batcher.using(model.key):
             if text_bytes:
                 self._batcher.check_room(model.key, len(inputs))
-            left = options.truncate == "left"
-            sequences = await self._tokenize(model, inputs, text_bytes, deadline, left)
+            parts = await self._tokenize(model, options, inputs, text_bytes, deadline)
             fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
-            answer_bytes = self._check_sequences(model, options, sequences, fields)
+            answer_bytes = self._check_sequences(model, options, parts, fields)
             self.hold(answer_bytes)
             try:
+                sequences = [tokens for part in parts for tokens in part]
                 answers = await self._compute(model, options, sequences, deadline, received_s)
             except BaseException:
                 self.sent(answer_bytes)
                 raise
+            if options.chunks or options.places:
+                answers = list(_told(iter(answers), inputs, parts, options, model.manifest))
             return Answers(model, answers, answer_bytes)
 
     def sent(self, size_bytes: int) -> None:
@@ -213,6 +244,7 @@ class Service:
         group = _Group(len(sequences), loop)
         finish, bundle = options.finish, model.manifest
         outputs = finish.engine_outputs(options.outputs, bundle)
+        keys = self._keys.of(model, options.tenant, outputs, [tokens.ids for tokens in sequences])
         queued_s = self._clock()
         pendings = [
             Pending(
@@ -225,8 +257,11 @@ class Service:
                 outputs=outputs,
                 stamps=Stamps(received_s, queued_s),
                 on_settled=group.settled,
+                key=key,
+                tenant=options.tenant,
+                twin=key if self._keys.shared else None,
             )
-            for tokens in sequences
+            for tokens, key in zip(sequences, keys, strict=True)
         ]
         self._batcher.submit(model.key, pendings)
         timer = loop.call_later(deadline.remaining_s(queued_s), group.expire)
@@ -282,50 +317,62 @@ class Service:
         return text_bytes
 
     async def _tokenize(
-        self, model: Model, inputs: Sequence[Input], text_bytes: int, deadline: Deadline, left: bool
-    ) -> list[Tokens]:
-        tokenized: Iterator[Tokens] = iter(())
+        self, model: Model, options: Options, inputs: Sequence[Input], text_bytes: int, deadline: Deadline
+    ) -> list[list[Tokens]]:
+        """The sequences of each input."""
+        left = options.truncate == "left"
+        tokenized: Iterator[list[Tokens]] = iter(())
         if text_bytes and model.tokenizer is not None:
             texts = [given for given in inputs if isinstance(given, str)]
+            keep: Literal["start", "end", "chunks"] = "chunks" if options.chunks else "end" if left else "start"
+            reading = Reading(keep, options.overlap_tokens, options.places)
             try:
                 async with asyncio.timeout(deadline.remaining_s(self._clock())):
-                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes, left))
+                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes, reading))
             except TimeoutError:
                 raise Expired(deadline.by_cap) from None
         limit = model.manifest.max_length
-        sequences: list[Tokens] = []
+        parts: list[list[Tokens]] = []
         for given in inputs:
             if isinstance(given, str):
-                sequences.append(next(tokenized))
+                parts.append(next(tokenized))
             else:
                 assert isinstance(given, TokenIds)
                 ids = given.ids[-limit:] if left else given.ids[:limit]
-                sequences.append(Tokens(ids, given.full_length, counted_all=True, special=0))
-        return sequences
+                parts.append([Tokens(ids, given.full_length, counted_all=True, special=0)])
+        return parts
 
     def _check_sequences(
-        self, model: Model, options: Options, sequences: Sequence[Tokens], fields: Sequence[str]
+        self, model: Model, options: Options, parts: Sequence[Sequence[Tokens]], fields: Sequence[str]
     ) -> int:
         """What only the tokens tell. Returns the bytes that the answer will have."""
         limit = model.manifest.max_length
         budget_bytes = self._batcher.memory_budget_bytes
         memory = self._batcher.memory_model(model.key)
         problems: list[Problem] = []
-        for tokens, field in zip(sequences, fields, strict=True):
-            length = len(tokens.ids)
+        for part, field in zip(parts, fields, strict=True):
+            # Of a text in chunks the first one is the longest.
+            tokens, length = part[0], len(part[0].ids)
             if length <= tokens.special:
                 problems.append(NoTokens(field))
             elif tokens.full_length > limit and options.truncate == "refuse":
                 problems.append(SequenceTooLong(field, tokens.full_length, limit, at_least=not tokens.counted_all))
             elif memory.batch_bytes(1, length) > budget_bytes:
                 problems.append(OverMemoryBudget(field, length, memory.batch_bytes(1, length), budget_bytes))
+        chunks = sum(len(part) for part in parts)
+        if chunks > self.limits.inputs:
+            problems.append(TooManyChunks("inputs", chunks, self.limits.inputs))
         _raise(problems)
-        lengths = [len(tokens.ids) for tokens in sequences]
-        vectors = len(sequences) if SENTENCE in options.outputs else 0
+        lengths = [len(tokens.ids) for part in parts for tokens in part]
+        vectors = 0
+        if SENTENCE in options.outputs:
+            vectors = chunks if options.chunks == "all" else len(parts)
         if TOKENS in options.outputs:
             padded_length = options.padded_length
             vectors += sum(lengths) if padded_length is None else len(lengths) * max(padded_length, *lengths)
-        answer_bytes = vectors * model.manifest.hidden_size * 4 + len(sequences) * _ANSWER_OVERHEAD_BYTES
+        answer_bytes = vectors * model.manifest.hidden_size * 4 + chunks * _ANSWER_OVERHEAD_BYTES
+        if options.places:
+            answer_bytes += sum(lengths) * _PLACE_BYTES
         if answer_bytes > self.limits.answer_bytes:
             raise InvalidRequest((AnswerTooLarge("inputs", answer_bytes, self.limits.answer_bytes),))
         return answer_bytes
@@ -359,6 +406,14 @@ def _check_dimensions(dimensions: int | None, model: Model) -> None:
         raise InvalidRequest((BadValue("dimensions", str(dimensions), f"from 1 to the model's {hidden_size}"),))
 
 
+def _check_overlap(overlap_tokens: int, model: Model) -> None:
+    if overlap_tokens and model.tokenizer is not None:
+        most = model.tokenizer.most_text_tokens - 1
+        if overlap_tokens > most:
+            field = "options.chunking.overlap_tokens"
+            raise InvalidRequest((BadValue(field, str(overlap_tokens), f"from 0 to {most}: less than a chunk"),))
+
+
 def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:
     if not len(ids):
         return [NoTokens(field)]
@@ -368,6 +423,47 @@ def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:
         return []
     position = int(np.argmax(unsigned >= vocab_size))
     return [TokenOutOfRange(f"{field}.ids[{position}]", position, int(ids[position]), vocab_size)]
+
+
+def _told(
+    answers: Iterator[Answer], inputs: Sequence[Input], parts: Sequence[Sequence[Tokens]], options: Options,
+    bundle: bundle_pb2.Bundle,
+) -> Iterator[Answer]:  # fmt: skip
+    """The answer to each input, of those to its sequences."""
+    for given, part in zip(inputs, parts, strict=True):
+        own = [next(answers) for _ in part]
+        if not isinstance(given, str):
+            yield own[0]
+        elif options.chunks:
+            yield _joined(own, part, options, bundle)
+        else:
+            yield replace(own[0], places=part[0].places)
+
+
+def _joined(answers: Sequence[Answer], part: Sequence[Tokens], options: Options, bundle: bundle_pb2.Bundle) -> Answer:
+    """The answer to a text, of those to its chunks; if one of them failed, that is the text's end, too."""
+    vectors: list[npt.NDArray[np.float32]] = []
+    for answer in answers:
+        if isinstance(answer.outcome, Refusal):
+            return answer
+        vectors.append(answer.outcome[SENTENCE])
+    stacked = np.stack(vectors)
+    if options.chunks == "mean":
+        stacked = options.finish.mean(stacked, [len(tokens.ids) - tokens.special for tokens in part], bundle)
+    return Answer(
+        {SENTENCE: stacked},
+        sum(answer.tokens for answer in answers),
+        False,
+        max((answer.stamps for answer in answers), key=lambda stamps: stamps.scattered_s),
+        [_chunk(tokens) for tokens in part],
+    )
+
+
+def _chunk(tokens: Tokens) -> Chunk:
+    assert tokens.places is not None
+    # Special tokens stand at 0 to 0.
+    text = tokens.places[tokens.places[:, 1] > 0]
+    return Chunk(int(text[0, 0]), int(text[-1, 1]), len(tokens.ids))
 
 
 def _finished(outcome: Outcome, options: Options, bundle: bundle_pb2.Bundle) -> Outcome:

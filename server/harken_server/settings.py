@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -86,6 +86,33 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Most tokens in a batch, with padding; a longer sequence runs alone. 0: 1024 on CPU, 32768 on GPU.",
+    )
+    bulk_batch_max_s: float = Field(
+        0.02,
+        gt=0,
+        le=60,
+        description="Longest batch with bulk work in it, in predicted seconds, while interactive calls came in the "
+        "last second: so long may one of them have to wait for a lane. A longer sequence runs alone.",
+    )
+    trust_tenants: bool = Field(
+        False,
+        description="Whether the metadata (in HTTP the header) harken-tenant says who asks. Tenants share the lanes "
+        "fairly, in tokens, and never each other's results. Only behind a proxy that sets it: who may name any tenant "
+        "may take many shares. The first 64 names have shares of their own.",
+    )
+    tenant_weights: str = Field(
+        "",
+        description="How large the tenants' shares are, as NAME=WEIGHT,NAME=WEIGHT; all others have weight 1.",
+    )
+    share_identical: bool = Field(
+        True,
+        description="Whether identical sequences that wait at the same time, of one tenant, are computed once.",
+    )
+    result_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory for vectors that were computed, for whoever of the same tenant sends the same tokens "
+        "again. 0: none are kept.",
     )
     memory_budget_bytes: int = Field(
         0,
@@ -182,6 +209,17 @@ class Settings(BaseSettings):
         "auto", description="Form of the log lines on stderr. auto: console on a terminal, else JSON."
     )
 
+    @field_validator("tenant_weights")
+    @classmethod
+    def _are_weights(cls, value: str) -> str:
+        _weights(value)
+        return value
+
+    @property
+    def weights_by_tenant(self) -> dict[str, float]:
+        """`tenant_weights`, by name."""
+        return _weights(self.tenant_weights)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -193,6 +231,24 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` passes: no hidden source."""
         return (init_settings,)
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Raises ValueError if it is no NAME=WEIGHT,NAME=WEIGHT."""
+    weights: dict[str, float] = {}
+    for entry in filter(None, text.split(",")):
+        name, _, weight = entry.strip().rpartition("=")
+        if not re.fullmatch(r"[!-~]{1,64}", name) or name in weights:
+            raise ValueError(f"each entry is NAME=WEIGHT, each name given once, which {entry.strip()!r} is not")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise ValueError(f"the weight of {name} is a number, not {weight!r}") from None
+        if not 0.001 <= weights[name] <= 1000:
+            raise ValueError(f"the weight of {name} is between 0.001 and 1000, not {weight}")
+    if len(weights) > 64:
+        raise ValueError(f"at most 64 tenants have weights, not {len(weights)}")
+    return weights
 
 
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from harken_server.planning.simulate import Arrival, Policy, Simulated, Simulation, simulate
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryModel
-from harken_server.scheduling.policy import Limits, Start, Wait, decide
+from harken_server.scheduling.policy import Start, Wait, decide
 from rich.console import Console
 from rich.table import Table
 

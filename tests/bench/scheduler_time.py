@@ -14,10 +14,11 @@ import numpy as np
 from bench.policies import LIMITS, Surfaces, workload
 from harken_server.planning.simulate import Arrival, Simulated, simulate
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryModel
-from harken_server.scheduling.policy import Limits, Start, decide
+from harken_server.scheduling.policy import Start, decide
 from harken_server.scheduling.waiting import Priority, Waiting
 from rich.console import Console
 from rich.table import Table

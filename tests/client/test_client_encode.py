@@ -51,14 +51,11 @@ async def test_what_is_asked_reaches_the_server(fake: FakeEncoder, target: str) 
     async with AsyncClient(target, model="tiny", version=2, tenant="me", priority="bulk") as client:
         await client.encode(["a"], truncate=True)
         await client.encode(["a"], model="tiny", output="tokens", priority="interactive")
-    bulk = pb.EncodeOptions(
-        output=pb.OUTPUT_SENTENCE, truncation=pb.TRUNCATION_RIGHT, priority=pb.PRIORITY_BULK, tenant="me"
-    )
+    bulk = pb.EncodeOptions(output=pb.OUTPUT_SENTENCE, truncation=pb.TRUNCATION_RIGHT, priority=pb.PRIORITY_BULK)
     tokens = pb.EncodeOptions(
         output=pb.OUTPUT_TOKENS,
         truncation=pb.TRUNCATION_REFUSE,
         priority=pb.PRIORITY_INTERACTIVE,
-        tenant="me",
     )
     inputs = [pb.Input(text="a")]
     assert fake.calls == [

@@ -107,9 +107,7 @@ async def test_options_open_the_stream(fake: FakeEncoder, target: str) -> None:
         stream = client.encode_stream(["a"], model="tiny", output="tokens", truncate=True, priority="bulk")
         (result,) = [result async for result in stream]
     assert result.vector.shape == (3, 8)
-    options = pb.EncodeOptions(
-        output=pb.OUTPUT_TOKENS, truncation=pb.TRUNCATION_RIGHT, priority=pb.PRIORITY_BULK, tenant="me"
-    )
+    options = pb.EncodeOptions(output=pb.OUTPUT_TOKENS, truncation=pb.TRUNCATION_RIGHT, priority=pb.PRIORITY_BULK)
     assert fake.opened == [pb.StreamOpen(model="tiny", version=0, options=options)]
 
 

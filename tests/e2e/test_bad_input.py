@@ -110,12 +110,6 @@ def not_utf8(request: pb.EncodeRequest, marker: bytes) -> bytes:
             "inputs: the answer would have 18527040 bytes, over the limit of 16777216; send fewer inputs a call",
         ),
         (
-            pb.EncodeRequest(inputs=text("a"), options=pb.EncodeOptions(tenant="t" * 65)),
-            "TOO_MANY_BYTES",
-            ("options.tenant",),
-            "options.tenant: has 65 bytes, over the limit of 64",
-        ),
-        (
             not_utf8(pb.EncodeRequest(inputs=text("good", "bad-text")), b"bad-text"),
             "NOT_UTF8",
             ("inputs[1].text",),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from harken.v1 import encoder_pb2 as pb
 from support.bundles import export_bundle
-from support.calls import ids, refused, stub, text, vector
+from support.calls import different, ids, refused, stub, text, vector
 from support.server import RunningServer, running_server
 
 SENTENCES = [
@@ -118,7 +118,7 @@ def test_the_answering_model_is_named_and_described(minilm_server: RunningServer
 def test_a_call_of_a_thousand_does_not_starve_the_others(minilm_server: RunningServer) -> None:
     encoder = stub(minilm_server.target)
     before = minilm_server.total("harken_finished_total", outcome="answered")
-    bulk = encoder.Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 200] * 1000)), timeout=120)
+    bulk = encoder.Encode.future(pb.EncodeRequest(inputs=ids(*different(1000, 200))), timeout=120)
     minilm_server.wait_until("the bulk", lambda: minilm_server.total("harken_backlog_sequences") > 900)
     for _ in range(5):
         encoder.Encode(pb.EncodeRequest(inputs=ids([101] * 20)), timeout=60)

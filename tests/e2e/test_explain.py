@@ -28,10 +28,11 @@ def raw_answer(server: RunningServer, raw: bytes) -> bytes:
 
 def test_every_sequence_rides_once_and_the_metrics_agree(tiny_models: Path) -> None:
     lengths = [3, 100, 50, 4, 99, 51, 5, 120, 7, 8, 8, 8]
+    sequences = [[number, *[5] * (length - 1)] for number, length in enumerate(lengths)]
     bulk = pb.EncodeOptions(priority=pb.PRIORITY_BULK)
     with running_server(tiny_models) as server:
         encoder = stub(server.target)
-        first = encoder.Encode.future(pb.EncodeRequest(inputs=ids(*[[5] * length for length in lengths])))
+        first = encoder.Encode.future(pb.EncodeRequest(inputs=ids(*sequences)))
         second = encoder.Encode.future(pb.EncodeRequest(inputs=ids([5] * 30, [5] * 31), options=bulk))
         first.result(), second.result()
         for message in encoder.EncodeStream(
@@ -73,9 +74,9 @@ def test_every_sequence_rides_once_and_the_metrics_agree(tiny_models: Path) -> N
 
 
 def test_neither_texts_nor_ids_nor_names_of_callers_are_told(minilm_server: RunningServer) -> None:
-    options = pb.EncodeOptions(tenant="acme-corporation")
     encoder = stub(minilm_server.target)
-    encoder.Encode(pb.EncodeRequest(inputs=text("confidential merger"), options=options))
+    request = pb.EncodeRequest(inputs=text("confidential merger"))
+    encoder.Encode(request, metadata=(("harken-tenant", "acme-corporation"),))
     raw = raw_answer(minilm_server, b"")
     for secret in (b"confidential", b"merger", b"acme", b"127.0.0.1"):
         assert secret not in raw

@@ -6,9 +6,9 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,39 +19,13 @@ import pytest
 from harken_client import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.calls import different
 from support.server import RunningServer, running_server
+from support.web import Replied, call, post
 
 MODEL = "all-MiniLM-L6-v2"
 EMBEDDINGS = "/v1/embeddings"
 INFER = f"/v2/models/{MODEL}/infer"
-
-
-class Replied:
-    """A response, read to its end."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def call(
-    server: RunningServer, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-) -> Replied:
-    connection = HTTPConnection("127.0.0.1", server.http_port, timeout=30)
-    try:
-        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection.request(method, path, raw, dict(headers or {}))
-        response = connection.getresponse()
-        return Replied(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-    finally:
-        connection.close()
-
-
-def post(server: RunningServer, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Replied:
-    return call(server, "POST", path, body, headers)
 
 
 def own(server: RunningServer, *inputs: Any) -> npt.NDArray[np.float32]:
@@ -495,7 +469,7 @@ def test_a_slow_body_ends_with_its_time(tiny_models: Path) -> None:
 
 def test_who_goes_away_is_not_computed(tiny_models: Path) -> None:
     with running_server(tiny_models, "--max-batch-sequences", "1") as server:
-        body = json.dumps({"input": [[1] * 128] * 1000}).encode()
+        body = json.dumps({"input": different(1000, 128)}).encode()
         with connected(server) as going:
             head = f"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
             going.sendall(head.encode() + body)
@@ -512,7 +486,7 @@ def test_a_full_backlog_says_when_to_come_again(tiny_models: Path) -> None:
 
         def ask() -> None:
             for _ in range(20):
-                replied = post(server, EMBEDDINGS, {"input": [[1] * 128] * 20})
+                replied = post(server, EMBEDDINGS, {"input": different(20, 128)})
                 if replied.status != 200:
                     refused.append(replied)
 
@@ -540,7 +514,7 @@ def test_it_can_be_turned_off(tiny_models: Path) -> None:
 def test_a_drain_answers_what_was_accepted(tiny_models: Path) -> None:
     with running_server(tiny_models, "--max-batch-sequences", "1") as server:
         replies: list[Replied] = []
-        asking = Thread(target=lambda: replies.append(post(server, EMBEDDINGS, {"input": [[1] * 128] * 1000})))
+        asking = Thread(target=lambda: replies.append(post(server, EMBEDDINGS, {"input": different(1000, 128)})))
         asking.start()
         server.wait_until("its acceptance", lambda: server.total("harken_accepted_total") == 1000)
         began_s = time.monotonic()

@@ -16,7 +16,7 @@ from harken.oip import inference_pb2 as pb
 from harken.oip import inference_pb2_grpc
 from harken.v1 import encoder_pb2
 from harken_client import Client
-from support.calls import Refused, refused, stub
+from support.calls import Refused, different, refused, stub
 from support.server import RunningServer, running_server
 
 MODEL = "all-MiniLM-L6-v2"
@@ -213,7 +213,7 @@ def test_what_the_server_and_the_model_say_of_themselves(minilm_server: RunningS
 def test_statistics_are_those_of_the_counters(tiny_models: Path) -> None:
     with running_server(tiny_models) as server, oip(server) as service:
         for rows in (1, 3, 5):
-            infer(server, pb.ModelInferRequest(inputs=[typed_ids(*[[1, 2, 3]] * rows)]))
+            infer(server, pb.ModelInferRequest(inputs=[typed_ids(*different(rows, 3))]))
         own(server, [[1, 2], [3, 4]])
         requests = [pb.ModelInferRequest(inputs=[typed_ids([1, 2])]), pb.ModelInferRequest()]
         answers = list(service.ModelStreamInfer(iter(requests)))

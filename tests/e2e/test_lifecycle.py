@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harken.v1 import encoder_pb2 as pb
-from support.calls import ids, refused, stub
+from support.calls import different, ids, refused, stub
 from support.server import BIN, RunningServer, failed_start, running_server
 
 QUIET = ("--grpc-port", "0", "--metrics-port", "0", "--http-port", "0")
@@ -106,7 +106,7 @@ def test_sigterm_under_load_fails_nothing_that_was_accepted(minilm_models: Path)
 
 def test_a_long_call_is_finished_in_a_drain(minilm_models: Path) -> None:
     with running_server(minilm_models, "--warmup-s", "1") as server:
-        call = stub(server.target).Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 256] * 40)), timeout=120)
+        call = stub(server.target).Encode.future(pb.EncodeRequest(inputs=ids(*different(40, 256))), timeout=120)
         server.wait_until("the call", lambda: server.total("harken_accepted_total") == 40)
         server.terminate()
         assert len(call.result().results) == 40
@@ -328,7 +328,10 @@ def test_a_burst_that_a_drain_meets_ends_in_vectors_or_in_a_status_to_retry_by(t
     """Also the calls that had arrived and were not picked up yet."""
     with running_server(tiny_models) as server:
         encoder = stub(server.target)
-        calls = [encoder.Encode.future(pb.EncodeRequest(inputs=ids([5] * 100)), timeout=60) for _ in range(600)]
+        calls = [
+            encoder.Encode.future(pb.EncodeRequest(inputs=ids(sequence)), timeout=60)
+            for sequence in different(600, 100)
+        ]
         server.terminate()
         outcomes = set()
         for call in calls:

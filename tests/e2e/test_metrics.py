@@ -9,7 +9,7 @@ import grpc
 import pytest
 from harken.v1 import encoder_pb2 as pb
 from prometheus_client.parser import text_string_to_metric_families
-from support.calls import ids, refused, stub, text
+from support.calls import different, ids, refused, stub, text
 from support.server import BIN, RunningServer, running_server
 
 MODEL = "all-MiniLM-L6-v2"
@@ -34,7 +34,8 @@ def test_stages_and_edge_sum_to_the_calls_durations(minilm_models: Path) -> None
         for index in range(40):
             encoder.Encode(pb.EncodeRequest(inputs=text("word " * (index + 1))))
         for message in encoder.EncodeStream(
-            pb.EncodeStreamRequest(input=pb.StreamInput(id=str(index), input=text("word")[0])) for index in range(40)
+            pb.EncodeStreamRequest(input=pb.StreamInput(id=str(index), input=ids([101, 999 + index, 102])[0]))
+            for index in range(40)
         ):
             assert message.result.tokens == 3
         stages = {
@@ -70,7 +71,8 @@ def test_every_metric_of_the_docs_is_there_and_labels_are_closed(minilm_server: 
         "harken_backlog_tokens", "harken_predicted_wait_seconds", "harken_rejected_total", "harken_memory_bytes",
         "harken_engine_busy_seconds_total", "harken_model_info", "harken_cost_error_ratio_bucket",
         "harken_batches_total", "harken_offered_work_seconds_total", "harken_scheduler_seconds_total",
-        "harken_out_of_memory_total",
+        "harken_out_of_memory_total", "harken_tenant_tokens_total", "harken_shared_total", "harken_cache_hits_total",
+        "harken_cache_misses_total", "harken_cache_bytes",
     ):  # fmt: skip
         assert expected in names
     assert not any("\U0001f600" in sample for sample in samples)
@@ -96,7 +98,7 @@ def test_prometheus_own_parser_and_linter_accept_the_page(minilm_server: Running
 
 def test_a_caller_that_goes_away_frees_its_places_at_once_and_counts_as_cancelled(minilm_server: RunningServer) -> None:
     before = finished(minilm_server, "cancelled")
-    call = stub(minilm_server.target).Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 500)), timeout=120)
+    call = stub(minilm_server.target).Encode.future(pb.EncodeRequest(inputs=ids(*different(500, 512))), timeout=120)
     minilm_server.wait_until("the call", lambda: minilm_server.total("harken_backlog_sequences") > 400)
     assert minilm_server.total("harken_backlog_tokens") > 400 * 512
     assert minilm_server.total("harken_predicted_wait_seconds") > 1.0
@@ -113,7 +115,7 @@ def test_a_passed_deadline_is_told_from_a_cancel_and_never_computed(minilm_serve
         # Beside work that runs it would be refused at the door.
         wait_until_idle(minilm_server)
         with pytest.raises(grpc.RpcError) as error:
-            stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 500)), timeout=timeout_s)
+            stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=ids(*different(500, 512))), timeout=timeout_s)
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     minilm_server.wait_until("the count", lambda: adds_up(minilm_server))
     assert finished(minilm_server, "cancelled") == before["cancelled"]
@@ -137,7 +139,9 @@ def test_a_deadline_that_the_backlog_makes_impossible_is_refused_at_once(minilm_
     encoder = stub(minilm_server.target)
     wait_until_idle(minilm_server)
     refused_s = minilm_server.total("harken_offered_work_seconds_total", outcome="refused")
-    others = [encoder.Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 5)), timeout=60) for _ in range(10)]
+    sequences = different(50, 512)
+    batched = [sequences[start : start + 5] for start in range(0, 50, 5)]
+    others = [encoder.Encode.future(pb.EncodeRequest(inputs=ids(*five)), timeout=60) for five in batched]
     minilm_server.wait_until("the others", lambda: minilm_server.total("harken_backlog_sequences") > 40)
     accepted = minilm_server.total("harken_accepted_total")
     with pytest.raises(grpc.RpcError) as error:
@@ -158,7 +162,7 @@ def test_a_deadline_that_the_backlog_makes_impossible_is_refused_at_once(minilm_
 def test_the_cap_ends_a_call_without_a_deadline(minilm_models: Path) -> None:
     with running_server(minilm_models, "--max-request-s", "2", "--warmup-s", "1") as server:
         with pytest.raises(grpc.RpcError) as error:
-            stub(server.target).Encode(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 1000)))
+            stub(server.target).Encode(pb.EncodeRequest(inputs=ids(*different(1000, 512))))
         capped = refused(error.value)
         assert (capped.code, capped.reason, capped.retry_after_s) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", None)
         assert "max_request_s" in capped.message
@@ -169,7 +173,7 @@ def test_the_cap_ends_a_call_without_a_deadline(minilm_models: Path) -> None:
 def test_a_full_backlog_refuses_at_once_with_a_time_to_retry(minilm_models: Path) -> None:
     with running_server(minilm_models, "--max-backlog-sequences", "100", "--warmup-s", "1") as server:
         encoder = stub(server.target)
-        first = encoder.Encode.future(pb.EncodeRequest(inputs=ids(*[[101] * 512] * 100)), timeout=120)
+        first = encoder.Encode.future(pb.EncodeRequest(inputs=ids(*different(100, 512))), timeout=120)
         server.wait_until("the first", lambda: server.total("harken_accepted_total") == 100)
         with pytest.raises(grpc.RpcError) as error:
             encoder.Encode(pb.EncodeRequest(inputs=ids(*[[101]] * 100)))

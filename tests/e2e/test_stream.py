@@ -92,7 +92,7 @@ async def test_open_holds_for_the_whole_stream(minilm_server: RunningServer) -> 
     ("opening", "code", "reason"),
     [
         (pb.StreamOpen(model="absent"), "NOT_FOUND", "MODEL_NOT_FOUND"),
-        (pb.StreamOpen(options=pb.EncodeOptions(tenant="t" * 65)), "INVALID_ARGUMENT", "TOO_MANY_BYTES"),
+        (pb.StreamOpen(options=pb.EncodeOptions(dimensions=385)), "INVALID_ARGUMENT", "BAD_VALUE"),
     ],
 )
 async def test_an_open_that_cannot_hold_ends_the_stream(

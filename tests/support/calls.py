@@ -41,6 +41,11 @@ def ids(*sequences: list[int]) -> list[pb.Input]:
     return [pb.Input(token_ids=pb.TokenIds(ids=one)) for one in sequences]
 
 
+def different(count: int, length: int) -> list[list[int]]:
+    """Token ids that even the smallest of the tests' models knows: no two sequences alike, so none is shared."""
+    return [[5 + number % 900, 5 + number // 900, *[101] * length][:length] for number in range(count)]
+
+
 def vector(result: pb.Result) -> npt.NDArray[np.float32]:
     """The array of a result."""
     assert not result.HasField("error"), result.error

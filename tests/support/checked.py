@@ -4,8 +4,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from harken_server.planning.simulate import Simulated
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.cost import CostSurface
-from harken_server.scheduling.policy import Limits, Start
+from harken_server.scheduling.policy import Start
 from harken_server.scheduling.turns import AGE
 from harken_server.scheduling.waiting import Priority
 

@@ -12,9 +12,10 @@ from harken_server.execution.history import MOST_MEMBERS, Batch, History, Member
 from harken_server.execution.lanes import Ran
 from harken_server.execution.pending import Outcome, Pending, Stamps
 from harken_server.rpc.debug import WHY
+from harken_server.scheduling.companions import ClosedBy
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
-from harken_server.scheduling.policy import ClosedBy, Start
+from harken_server.scheduling.policy import Start
 from harken_server.scheduling.waiting import Priority
 from harken_server.telemetry.metrics import CLOSED_BY
 

@@ -14,12 +14,13 @@ from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Output
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
 from harken_server.execution.pending import Pending, Stamps
+from harken_server.execution.results import Results
 from harken_server.scheduling.admission import Capacity
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.memory import MemoryModel
-from harken_server.scheduling.policy import Limits
 from harken_server.scheduling.waiting import Priority
 from harken_server.telemetry.metrics import Metrics
 from hypothesis import given, settings
@@ -140,7 +141,7 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
     told: list[BaseException] = []
     clock = ticks().__next__
     metrics = Metrics()
-    batcher = Batcher(Capacity(10, 100), metrics, History(0), clock, told.append)
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), Results(0), clock, told.append)
     lane = Lane("0", clock)
 
     class Broken(CostSurface):
@@ -158,7 +159,7 @@ async def test_if_the_loop_itself_fails_the_server_is_told() -> None:
 async def test_one_alone_runs_on_all_cores_and_two_run_side_by_side() -> None:
     clock = ticks().__next__
     metrics = Metrics()
-    batcher = Batcher(Capacity(10, 100), metrics, History(0), clock, lambda error: pytest.fail(repr(error)))
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), Results(0), clock, lambda error: pytest.fail(repr(error)))
     narrow, wide = FakeRunner(), FakeRunner()
     memory = MemoryModel(1, 1)
     backlog: Backlog[Pending] = Backlog(CostSurface({(1, 1): 8.0}), memory, CostSurface({(1, 1): 5.0}))
@@ -210,7 +211,7 @@ async def test_a_prepared_batch_runs_next_less_those_who_left_and_each_is_answer
     metrics, runner = Metrics(), Held()
     lane = Lane("0", lambda: now_s)
     batcher = Batcher(
-        Capacity(100, 1000), metrics, History(0), lambda: now_s, lambda error: pytest.fail(repr(error))
+        Capacity(100, 1000), metrics, History(0), Results(0), lambda: now_s, lambda error: pytest.fail(repr(error))
     )  # fmt: skip
     cost = CostSurface({(batch, 1): 1.0 + 0.1 * batch for batch in (1, 64)})
     backlog: Backlog[Pending] = Backlog(cost, MemoryModel(1, 1))
@@ -249,7 +250,7 @@ async def test_each_narrow_lane_runs_its_own_session_and_idle_ones_all_shrink(mo
     monkeypatch.setattr("harken_server.execution.batcher._IDLE_S", 0.0)
     clock = ticks().__next__
     metrics = Metrics()
-    batcher = Batcher(Capacity(10, 100), metrics, History(0), clock, lambda error: pytest.fail(repr(error)))
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), Results(0), clock, lambda error: pytest.fail(repr(error)))
     runners = [FakeRunner(), FakeRunner()]
     backlog: Backlog[Pending] = Backlog(CostSurface({(1, 1): 8.0}), MemoryModel(1, 1))
     batcher.serve(("m", 1), Served(runners, None, backlog, metrics.for_model("m", 1)))

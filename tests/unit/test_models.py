@@ -8,9 +8,10 @@ from harken.v1 import bundle_pb2
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 from harken_server.models.bundle import BundleError, Found, read_bundle
 from harken_server.models.repository import Model, Repository, find_bundles
-from harken_server.models.tokenizer import Tokenizer
+from harken_server.models.tokenizer import Reading, Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Encoding
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 
@@ -20,37 +21,82 @@ def content(minilm_models: Path) -> bytes:
 
 
 def test_short_text_is_itself_with_its_special_tokens(content: bytes) -> None:
-    (tokens,) = Tokenizer(content, 512, 30522).encode(["Hello, world"])
+    ((tokens,),) = Tokenizer(content, 512, 30522).encode(["Hello, world"], Reading())
     assert tokens.ids.tolist() == [101, 7592, 1010, 2088, 102]
     assert (tokens.full_length, tokens.counted_all, tokens.special) == (5, True, 2)
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n\t", "\u200b"])
 def test_text_of_nothing_has_special_tokens_only(content: bytes, empty: str) -> None:
-    (tokens,) = Tokenizer(content, 512, 30522).encode([empty])
+    ((tokens,),) = Tokenizer(content, 512, 30522).encode([empty], Reading())
     assert len(tokens.ids) == tokens.special == 2
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.text(min_size=1, max_size=60), st.integers(1, 400), st.integers(5, 40))
-def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
-    content: bytes, unit: str, times: int, most: int
-) -> None:
-    text = unit * times
+def whole_of(content: bytes, text: str) -> Encoding:
     plain = HuggingFaceTokenizer.from_buffer(content)
     plain.no_truncation()
     plain.no_padding()
-    whole = plain.encode(text).ids
-    (tokens,) = Tokenizer(content, most, 30522).encode([text])
+    return plain.encode(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=60), st.integers(1, 400), st.integers(5, 40), st.booleans())
+def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
+    content: bytes, unit: str, times: int, most: int, end: bool
+) -> None:
+    text = unit * times
+    whole = whole_of(content, text).ids
+    reading = Reading("end" if end else "start", places=True)
+    ((tokens,),) = Tokenizer(content, most, 30522).encode([text], reading)
     assert (tokens.full_length > most) == (len(whole) > most)
     if len(whole) <= most:
         assert tokens.ids.tolist() == whole
+    elif end:
+        assert tokens.ids.tolist() == [whole[0], *whole[1 - most :]]
     else:
         assert tokens.ids.tolist() == [*whole[: most - 1], whole[-1]]
     if tokens.counted_all:
         assert tokens.full_length == len(whole)
     else:
         assert most < tokens.full_length <= len(whole) + 128
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs", "So"]), min_size=1, max_size=60),
+    st.integers(1, 40), st.integers(5, 20), st.data(),
+)  # fmt: skip
+def test_chunks_are_the_whole_text_in_order_and_overlap_as_asked(
+    content: bytes, unit: str, times: int, most: int, data: st.DataObject
+) -> None:
+    overlap = data.draw(st.integers(0, most - 3))
+    text = unit * times
+    whole = whole_of(content, text)
+    reading = Reading("chunks", overlap)
+    (chunks,) = Tokenizer(content, most, 30522).encode([text], reading)
+    first, *body, last = whole.ids
+    joined: list[int] = []
+    for number, chunk in enumerate(chunks):
+        assert (chunk.ids[0], chunk.ids[-1], len(chunk.ids) == chunk.full_length <= most) == (first, last, True)
+        own = chunk.ids[1:-1].tolist()
+        assert number == len(chunks) - 1 or len(own) == most - 2, "only the last one may be shorter"
+        assert number == 0 or joined[len(joined) - overlap :] == own[:overlap]
+        joined += own[overlap:] if number else own
+        assert chunk.places is not None
+        begins = len(joined) - len(own)
+        assert chunk.places.tolist() == [[0, 0], *map(list, whole.offsets[1 + begins : 1 + len(joined)]), [0, 0]]
+    assert joined == body
+
+
+def test_places_count_characters_also_where_a_long_text_lost_its_beginning(content: bytes) -> None:
+    text = "caf\u00e9 \U0001f600 " + "word " * 2000 + "the end"
+    for reading in (Reading(places=True), Reading("end", places=True)):
+        ((tokens,),) = Tokenizer(content, 12, 30522).encode([text], reading)
+        assert tokens.places is not None
+        words = [text[start:end] for start, end in tokens.places[1:-1]]
+        assert words == (
+            ["word"] * 8 + ["the", "end"] if reading.keep == "end" else ["caf\u00e9", "\U0001f600", *["word"] * 8]
+        )
 
 
 def test_a_file_that_is_no_tokenizer_is_refused() -> None:

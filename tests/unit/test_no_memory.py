@@ -15,12 +15,13 @@ from harken_server.execution.engine import SENTENCE, EngineError, OutOfMemory, O
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
 from harken_server.execution.pending import Outcome, Pending, Stamps
+from harken_server.execution.results import Results
 from harken_server.scheduling.admission import Capacity
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.memory import DOUBLES_S, MemoryModel
-from harken_server.scheduling.policy import Limits
 from harken_server.scheduling.waiting import Priority
 from harken_server.telemetry.metrics import Metrics
 from hypothesis import given, settings
@@ -96,7 +97,9 @@ class Server:
         self.settled = asyncio.Event()
         self.metrics = Metrics()
         self.lanes = [Lane(str(index), self.clock) for index in range(lanes)]
-        self.batcher = Batcher(Capacity(1000, 100_000), self.metrics, History(0), self.clock, self.died.append)
+        self.batcher = Batcher(
+            Capacity(1000, 100_000), self.metrics, History(0), Results(0), self.clock, self.died.append
+        )
         cheap_together = CostSurface({(batch, 1): 1.0 for batch in (1, 64)})
         self.backlog: Backlog[Pending] = Backlog(cheap_together, MemoryModel(1, 0))
         self.batcher.serve(MODEL, Served([machine] * lanes, None, self.backlog, self.metrics.for_model("m", 1)))

@@ -9,12 +9,13 @@ import pytest
 from harken_server.errors import BacklogFull, DeadlineUnreachable
 from harken_server.scheduling.admission import DOUBT, Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
-from harken_server.scheduling.lanes import Lanes
+from harken_server.scheduling.lanes import BULK_SHARE, Lanes
 from harken_server.scheduling.memory import MemoryModel
-from harken_server.scheduling.policy import Limits, Start, Wait, decide
-from harken_server.scheduling.turns import AGE, BULK_AGE_S
+from harken_server.scheduling.policy import Start, Wait, decide
+from harken_server.scheduling.turns import AGE
 from harken_server.scheduling.waiting import Priority, Waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,16 +100,26 @@ def test_a_large_call_goes_on_while_single_ones_keep_coming() -> None:
     assert served >= 3
 
 
-def test_interactive_leads_before_bulk_until_the_bulk_has_waited_its_bound() -> None:
-    backlog = backlog_of()
-    backlog.add(waiting(400, bulk=True))
-    backlog.add(waiting(5))
-    leader = backlog.leader(now_s=BULK_AGE_S)
-    assert leader is not None
-    assert leader.length == 5
-    leader = backlog.leader(now_s=BULK_AGE_S + 0.1)
-    assert leader is not None
-    assert leader.length == 400
+def led_by(backlogs: dict[str, Backlog[Waiting]], lanes: Lanes, now_s: float) -> int:
+    decision = decide(backlogs, lanes, LIMITS, now_s)
+    assert isinstance(decision, Start)
+    return decision.batch[0].length
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_interactive_leads_before_bulk_until_the_bulk_is_paid_for(models: int) -> None:
+    first, last = backlog_of(), backlog_of()
+    backlogs = {"first": first, "last": last}
+    first.add(waiting(400, bulk=True))
+    (first if models == 1 else last).add(waiting(5))
+    lanes = Lanes(2)
+    due_s = first.cost.seconds(1, 400) / (BULK_SHARE * 2)
+    assert led_by(backlogs, lanes, due_s - 0.01) == 5
+    assert led_by(backlogs, lanes, due_s) == 400
+    # A batch of it that ran before has to be paid for first.
+    lanes.start(0, 100.0, 3.0, bulk=True)
+    assert led_by(backlogs, lanes, 100.0 + 3.0 / (BULK_SHARE * 2) - 0.01) == 5
+    assert led_by(backlogs, lanes, 100.0 + 3.0 / (BULK_SHARE * 2)) == 400
 
 
 def test_across_models_the_one_who_waited_longest_leads() -> None:
@@ -129,7 +140,7 @@ def test_who_leaves_frees_its_place_at_once() -> None:
     assert backlog.remove(member)
     assert (backlog.sequences, backlog.tokens, backlog.work_s) == (0, 0, 0.0)
     assert not backlog.remove(member)
-    assert backlog.leader(0.0) is None
+    assert backlog.leader(Priority.INTERACTIVE) is None
 
 
 def test_a_batch_of_someone_who_left_is_a_bug() -> None:
@@ -255,7 +266,7 @@ def test_an_empty_backlog_remembers_nobody() -> None:
     for length in range(1, 60):
         backlog.add(waiting(length, flow=(flow := Flow())))
         flows.append(weakref.ref(flow))
-    while (leader := backlog.leader(0.0)) is not None:
+    while (leader := backlog.leader(Priority.INTERACTIVE)) is not None:
         backlog.start([leader])
     del leader, flow
     gc.collect()
@@ -277,23 +288,15 @@ def test_a_short_one_leads_before_a_long_one_that_came_little_before_it() -> Non
     assert started(backlog_of(500, 10, overhead_s=0.0001)) == [10]
 
 
-def test_across_models_bulk_that_waited_its_bound_is_as_urgent_as_anything() -> None:
-    first, second = backlog_of(), backlog_of()
-    first.add(waiting(10, arrived_s=4.0, bulk=True))
-    second.add(waiting(20, arrived_s=5.0))
-    for now_s, model in ((4.0 + BULK_AGE_S, "second"), (4.1 + BULK_AGE_S, "first")):
-        decision = decide({"first": first, "second": second}, Lanes(1), LIMITS, now_s)
-        assert isinstance(decision, Start)
-        assert decision.model == model
-
-
 def test_those_who_are_late_lead_in_their_order_and_nobody_rides_before_them() -> None:
-    backlog = backlog_of(400, 401, overhead_s=0.1)
+    backlog = backlog_of(overhead_s=0.1)
+    backlog.add(long := waiting(400))
+    backlog.add(waiting(401))
 
     def overtaken_until_late(late: int) -> int:
         """How many of 5 tokens, 0.105 s each, start before so many are late."""
         shorts = 0
-        while len(list(backlog.late())) < late:
+        while len(list(backlog.late(long))) < late:
             backlog.add(short := waiting(5))
             backlog.start([short])
             shorts += 1

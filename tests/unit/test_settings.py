@@ -34,7 +34,7 @@ def test_every_setting_is_taken_from_the_environment(name: str, tmp_path: Path) 
     config.write_text("")
     texts = {
         "config": str(config), "models": "elsewhere", "state_dir": "elsewhere", "listen": "::", "device": "cpu",
-        "model_name": "other",
+        "model_name": "other", "tenant_weights": "a=3,b=0.5",
         "log_level": "debug", "log_format": "json", "lane_sessions": "own", "gpu_arena_extend": "next-power-of-two",
     }  # fmt: skip
     default = getattr(load([], {}), name)
@@ -103,3 +103,22 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         assert f"--{name.replace('_', '-')}" in text
         assert setting.description is not None
         assert setting.description.split(".")[0] in text.replace("- ", "-")
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ("a=1,a=2", "each entry is NAME=WEIGHT, each name given once, which 'a=2' is not"),
+        ("a", "each entry is NAME=WEIGHT, each name given once, which 'a' is not"),
+        ("two words=1", "each entry is NAME=WEIGHT, each name given once, which 'two words=1' is not"),
+        ("a=much", "the weight of a is a number, not 'much'"),
+        ("a=0", "the weight of a is between 0.001 and 1000, not 0"),
+        ("a=nan", "the weight of a is between 0.001 and 1000, not nan"),
+        (",".join(f"t{number}=1" for number in range(65)), "at most 64 tenants have weights, not 65"),
+    ],
+)
+def test_weights_that_are_none_are_told(weights: str, told: str) -> None:
+    with pytest.raises(BadSettings) as error:
+        load(["--tenant-weights", weights], {})
+    assert f"tenant_weights: Value error, {told}, not" in str(error.value)
+    assert load(["--tenant-weights", "a=3, b=0.5"], {}).weights_by_tenant == {"a": 3.0, "b": 0.5}

@@ -7,7 +7,7 @@ from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.policy import Start, Wait, decide
-from harken_server.scheduling.waiting import Waiting
+from harken_server.scheduling.waiting import Priority, Waiting
 from hypothesis import given
 from hypothesis import strategies as st
 from support.backlogs import LIMITS, backlog_of, waiting
@@ -57,9 +57,9 @@ def test_nothing_goes_wide_where_more_would_wait_for_it_than_it_gains(come_per_s
     lanes = Lanes(2, wide=True)
     for second in range(20):
         lanes.start(0, float(second), 1.0)
-        lanes.arrived(come_per_s // 2)
+        lanes.arrived(come_per_s // 2, Priority.INTERACTIVE, float(second))
         lanes.done(0, second + 0.5)
-        lanes.arrived(1000)  # while nothing runs
+        lanes.arrived(1000, Priority.INTERACTIVE, 100.0)  # while nothing runs
     decision = decide({"model": wide_backlog({100: 60.0}, 100)}, lanes, LIMITS, 20.0)
     assert isinstance(decision, Start)
     assert decision.wide == wide

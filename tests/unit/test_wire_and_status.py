@@ -11,6 +11,7 @@ from harken.v1 import encoder_pb2 as pb
 from harken_server import errors
 from harken_server.rpc.calls import Calls
 from harken_server.rpc.status import answer, bug
+from harken_server.rpc.tenants import Tenants
 from harken_server.rpc.wire import parse, readable_text
 from harken_server.telemetry.metrics import Metrics
 from hypothesis import given
@@ -112,7 +113,7 @@ ENDINGS = [errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_F
 def test_every_refusal_is_counted_by_its_reason_and_told_on_the_page() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     metrics = Metrics()
-    calls = Calls(metrics, lambda: 0.0, max_request_s=1.0)
+    calls = Calls(metrics, Tenants(False, {}), lambda: 0.0, max_request_s=1.0)
     for refusal in [*REFUSALS, *ENDINGS]:
         calls.rejected("m", refusal, answer(refusal, "id").reason)
     counted = {

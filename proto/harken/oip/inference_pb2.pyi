@@ -964,6 +964,8 @@ class InferStatistics(_message.Message):
     COMPUTE_INPUT_FIELD_NUMBER: _builtins.int
     COMPUTE_INFER_FIELD_NUMBER: _builtins.int
     COMPUTE_OUTPUT_FIELD_NUMBER: _builtins.int
+    CACHE_HIT_FIELD_NUMBER: _builtins.int
+    CACHE_MISS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def success(self) -> Global___StatisticDuration:
         """Requests answered, from their arrival to their answer."""
@@ -982,6 +984,14 @@ class InferStatistics(_message.Message):
     def compute_infer(self) -> Global___StatisticDuration: ...
     @_builtins.property
     def compute_output(self) -> Global___StatisticDuration: ...
+    @_builtins.property
+    def cache_hit(self) -> Global___StatisticDuration:
+        """Sequences whose vectors were kept, and were not, where a cache is configured;
+        and the time it took to look.
+        """
+
+    @_builtins.property
+    def cache_miss(self) -> Global___StatisticDuration: ...
     def __init__(
         self,
         *,
@@ -991,10 +1001,12 @@ class InferStatistics(_message.Message):
         compute_input: Global___StatisticDuration | None = ...,
         compute_infer: Global___StatisticDuration | None = ...,
         compute_output: Global___StatisticDuration | None = ...,
+        cache_hit: Global___StatisticDuration | None = ...,
+        cache_miss: Global___StatisticDuration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "fail", b"fail", "queue", b"queue", "success", b"success"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_hit", b"cache_hit", "cache_miss", b"cache_miss", "compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "fail", b"fail", "queue", b"queue", "success", b"success"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "fail", b"fail", "queue", b"queue", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hit", b"cache_hit", "cache_miss", b"cache_miss", "compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "fail", b"fail", "queue", b"queue", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,6 +26,37 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ChunkVectors:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChunkVectorsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkVectors.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHUNK_VECTORS_UNSPECIFIED: _ChunkVectors.ValueType  # 0
+    """as MEAN"""
+    CHUNK_VECTORS_MEAN: _ChunkVectors.ValueType  # 1
+    """One vector for each text: the mean of its chunks' vectors, each weighted by
+    its tokens (special ones do not count), to length 1 again if they have it.
+    """
+    CHUNK_VECTORS_ALL: _ChunkVectors.ValueType  # 2
+    """One vector for each chunk: shape [chunks, dimensions], also where there is
+    only one.
+    """
+
+class ChunkVectors(_ChunkVectors, metaclass=_ChunkVectorsEnumTypeWrapper): ...
+
+CHUNK_VECTORS_UNSPECIFIED: ChunkVectors.ValueType  # 0
+"""as MEAN"""
+CHUNK_VECTORS_MEAN: ChunkVectors.ValueType  # 1
+"""One vector for each text: the mean of its chunks' vectors, each weighted by
+its tokens (special ones do not count), to length 1 again if they have it.
+"""
+CHUNK_VECTORS_ALL: ChunkVectors.ValueType  # 2
+"""One vector for each chunk: shape [chunks, dimensions], also where there is
+only one.
+"""
+Global___ChunkVectors: _TypeAlias = ChunkVectors  # noqa: Y015
+
 class _Pooling:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -133,7 +164,7 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 1
     DATA_TYPE_FLOAT16: _DataType.ValueType  # 2
     DATA_TYPE_INT8: _DataType.ValueType  # 3
-    """Of each vector the greatest magnitude becomes 127. Cosines need no scale."""
+    """The greatest magnitude becomes 127. Cosines need no scale."""
     DATA_TYPE_BINARY: _DataType.ValueType  # 4
     """One bit a dimension, 1 where it is above 0, the first one in the highest
     bit of the first byte. `shape` counts dimensions, which 8 must divide.
@@ -146,7 +177,7 @@ DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
 DATA_TYPE_FLOAT32: DataType.ValueType  # 1
 DATA_TYPE_FLOAT16: DataType.ValueType  # 2
 DATA_TYPE_INT8: DataType.ValueType  # 3
-"""Of each vector the greatest magnitude becomes 127. Cosines need no scale."""
+"""The greatest magnitude becomes 127. Cosines need no scale."""
 DATA_TYPE_BINARY: DataType.ValueType  # 4
 """One bit a dimension, 1 where it is above 0, the first one in the highest
 bit of the first byte. `shape` counts dimensions, which 8 must divide.
@@ -434,16 +465,15 @@ class EncodeOptions(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     TRUNCATION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
-    TENANT_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
     DATA_TYPE_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
+    TOKEN_OFFSETS_FIELD_NUMBER: _builtins.int
     output: Global___Output.ValueType
     truncation: Global___Truncation.ValueType
     priority: Global___Priority.ValueType
-    tenant: _builtins.str
-    """Who asks. At most 64 bytes. Carried for fair shares between tenants."""
     dimensions: _builtins.int
     """The following are of sentence vectors only.
 
@@ -456,27 +486,63 @@ class EncodeOptions(_message.Message):
     pooling: Global___Pooling.ValueType
     """How it is made of the token vectors."""
     data_type: Global___DataType.ValueType
+    token_offsets: _builtins.bool
+    """Whether a text's result says where in it each token stands. Not together
+    with chunking.
+    """
+    @_builtins.property
+    def chunking(self) -> Global___Chunking:
+        """Of texts: one that is longer than the model is cut into chunks that overlap,
+        each of which is encoded. Not together with a truncation.
+        """
+
     def __init__(
         self,
         *,
         output: Global___Output.ValueType = ...,
         truncation: Global___Truncation.ValueType = ...,
         priority: Global___Priority.ValueType = ...,
-        tenant: _builtins.str = ...,
         dimensions: _builtins.int = ...,
         normalize: _builtins.bool | None = ...,
         pooling: Global___Pooling.ValueType = ...,
         data_type: Global___DataType.ValueType = ...,
+        chunking: Global___Chunking | None = ...,
+        token_offsets: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "normalize", b"normalize"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "chunking", b"chunking", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "data_type", b"data_type", "dimensions", b"dimensions", "normalize", b"normalize", "output", b"output", "pooling", b"pooling", "priority", b"priority", "tenant", b"tenant", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "chunking", b"chunking", "data_type", b"data_type", "dimensions", b"dimensions", "normalize", b"normalize", "output", b"output", "pooling", b"pooling", "priority", b"priority", "token_offsets", b"token_offsets", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
 
 Global___EncodeOptions: _TypeAlias = EncodeOptions  # noqa: Y015
+
+@_typing.final
+class Chunking(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVERLAP_TOKENS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    overlap_tokens: _builtins.int
+    """How many tokens two neighbours have in common: fewer than fit into the
+    model beside its special tokens.
+    """
+    vectors: Global___ChunkVectors.ValueType
+    def __init__(
+        self,
+        *,
+        overlap_tokens: _builtins.int = ...,
+        vectors: Global___ChunkVectors.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overlap_tokens", b"overlap_tokens", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunking: _TypeAlias = Chunking  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):
@@ -537,6 +603,8 @@ class Result(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
     """Number of tokens that were encoded, special tokens included."""
     truncated: _builtins.bool
@@ -546,7 +614,17 @@ class Result(_message.Message):
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
     @_builtins.property
-    def timings(self) -> Global___Timings: ...
+    def timings(self) -> Global___Timings:
+        """Of the chunk that was last, where there are several."""
+
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]:
+        """Of a text, where chunking was asked for: its chunks, in order."""
+
+    @_builtins.property
+    def offsets(self) -> Global___TokenOffsets:
+        """Of a text, where they were asked for."""
+
     def __init__(
         self,
         *,
@@ -555,16 +633,75 @@ class Result(_message.Message):
         tokens: _builtins.int = ...,
         truncated: _builtins.bool = ...,
         timings: Global___Timings | None = ...,
+        chunks: _abc.Iterable[Global___Chunk] | None = ...,
+        offsets: Global___TokenOffsets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "error", b"error", "outcome", b"outcome", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "error", b"error", "offsets", b"offsets", "outcome", b"outcome", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "error", b"error", "outcome", b"outcome", "timings", b"timings", "tokens", b"tokens", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "embedding", b"embedding", "error", b"error", "offsets", b"offsets", "outcome", b"outcome", "timings", b"timings", "tokens", b"tokens", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["embedding", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___Result: _TypeAlias = Result  # noqa: Y015
+
+@_typing.final
+class Chunk(_message.Message):
+    """Places in a text are counted in characters, that is Unicode code points."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    end: _builtins.int
+    """The first character after it."""
+    tokens: _builtins.int
+    """Special tokens included."""
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class TokenOffsets(_message.Message):
+    """Token i stands at characters starts[i] to ends[i], the latter not included;
+    at 0 to 0 if it is a special token.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        starts: _abc.Iterable[_builtins.int] | None = ...,
+        ends: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenOffsets: _TypeAlias = TokenOffsets  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):

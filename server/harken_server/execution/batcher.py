@@ -15,12 +15,14 @@ from harken_server.errors import BacklogFull, Expired, NoMemory, Refusal
 from harken_server.execution.engine import Runner
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Clock, Lane, Ran, shrink
-from harken_server.execution.pending import Outcome, Pending, outcome_label
+from harken_server.execution.pending import Outcome, Pending, Vectors, outcome_label
+from harken_server.execution.results import Results
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryBudget, MemoryModel
-from harken_server.scheduling.policy import Limits, Start, decide
+from harken_server.scheduling.policy import Start, decide
 from harken_server.telemetry.instruments import Count
 from harken_server.telemetry.metrics import Metrics, ModelMetrics
 
@@ -51,6 +53,7 @@ class Batcher:
         capacity: Capacity,
         metrics: Metrics,
         history: History,
+        results: Results,
         clock: Clock,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
@@ -59,6 +62,7 @@ class Batcher:
         self._metrics: Final = metrics
         self._scheduler_seconds: Final = metrics.scheduler.labels()
         self._history: Final = history
+        self._results: Final = results
         self._clock: Final = clock
         self._on_fatal: Final = on_fatal
         self._loop: Final = asyncio.get_running_loop()
@@ -179,6 +183,34 @@ class Batcher:
         Raises BacklogFull or DeadlineUnreachable.
         """
         served = self._models[key]
+        known = self._known(served, pendings) if self._results.kept else {}
+        computed = [pending for pending in pendings if pending not in known] if known else pendings
+        if computed:
+            self._accept(served, computed)
+        served.metrics.accepted.inc(len(pendings))
+        for pending, vectors in known.items():
+            self._settle(served, pending, vectors)
+        self._pump()
+
+    def _known(self, served: Served, pendings: Sequence[Pending]) -> dict[Pending, Vectors]:
+        """Those whose vectors are kept."""
+        known, statistics = {}, served.metrics.statistics
+        for pending in pendings:
+            began_s = self._clock()
+            vectors = self._results.find(pending.key) if pending.key else None
+            found_s = self._clock()
+            if vectors is None:
+                served.metrics.cache_misses.inc()
+                statistics.cache_miss.add(found_s - began_s)
+            else:
+                known[pending] = vectors
+                pending.stamps.found(found_s)
+                served.metrics.cache_hits.inc()
+                statistics.cache_hit.add(found_s - began_s)
+        return known
+
+    def _accept(self, served: Served, pendings: Sequence[Pending]) -> None:
+        """Let them wait. Raises BacklogFull or DeadlineUnreachable."""
         cost = served.backlog.cost
         lengths = [pending.length for pending in pendings]
         work_s = sum(cost.share_s(length) for length in lengths) * cost.scale
@@ -190,12 +222,10 @@ class Batcher:
             raise
         self._budget.keep_room(served.backlog.memory.batch_bytes(1, max(lengths)))
         served.metrics.work_accepted.inc(work_s)
-        served.metrics.accepted.inc(len(pendings))
-        self._cores.arrived(len(pendings))
+        self._cores.arrived(len(pendings), pendings[0].priority, self._clock())
         for pending in pendings:
             served.metrics.sequence_length.observe(pending.length)
             served.backlog.add(pending)
-        self._pump()
 
     def _check_deadline(self, backlog: Backlog[Pending], lengths: list[int], first: Pending) -> None:
         others = [other for other in self._backlogs.values() if other is not backlog]
@@ -212,6 +242,7 @@ class Batcher:
             self._cores.narrow,
             self._running_s(),
             others_s,
+            first.tenant,
         )
 
     def withdraw(self, key: ModelKey, pendings: Sequence[Pending], outcome: Outcome) -> None:
@@ -247,11 +278,13 @@ class Batcher:
                 served.backlog.remove(pending)
                 self._settle(served, pending, Expired(pending.deadline.by_cap))
             return
-        served.backlog.start(list(start.batch))
+        for rider, pending in served.backlog.start(list(start.batch)):
+            pending.riders.append(rider)
+            served.metrics.shared.inc()
         if self._shrinking is not None:
             self._shrinking.cancel()
             self._shrinking = None
-        self._cores.start(start.lane, now_s, start.predicted_s)
+        self._cores.start(start.lane, now_s, start.predicted_s, start.bulk)
         if start.lane in self._running:
             self._prepared[start.lane] = start
         else:
@@ -277,8 +310,9 @@ class Batcher:
         self._cores.done(start.lane, now_s)
         self._out_of_memory = False
         served = self._models[start.model]
+        for pending in ran.expired:
+            self._settle(served, pending, Expired(pending.deadline.by_cap))
         answers: list[tuple[Pending, Outcome]] = list(zip(ran.pendings, ran.outcomes, strict=True))
-        answers += [(pending, Expired(pending.deadline.by_cap)) for pending in ran.expired]
         if ran.short:
             answers = self._after_no_memory(served, ran.short, answers)
         # The lane gets its next batch first, its last one's answers go out while that runs.
@@ -289,6 +323,11 @@ class Batcher:
         for pending, outcome in answers:
             pending.stamps.scattered_s = now_s
             self._settle(served, pending, outcome)
+            for rider in pending.riders:
+                rider.stamps.follow(pending.stamps)
+                self._settle(served, rider, outcome)
+            if pending.key and self._results.kept and not isinstance(outcome, Exception):
+                self._results.keep(pending.key, outcome)
         if ran.pendings:
             collate_s = max(ran.pendings[0].stamps.collated_s - ran.pendings[0].stamps.taken_s, 0.0)
             served.metrics.statistics.ran(len(ran.pendings), collate_s, ran.compute_s, now_s - ran.ended_s)
@@ -313,12 +352,15 @@ class Batcher:
         final = []
         for pending, outcome in answers:
             final_refusal = ran_alone and pending.found_no_memory_alone
-            if isinstance(outcome, NoMemory) and not final_refusal and pending.outcome is None:
-                pending.found_no_memory_alone = pending.found_no_memory_alone or ran_alone
-                served.backlog.add(pending)
-                self._out_of_memory = not ran_alone
-            else:
+            expecting = pending.expecting()
+            if not isinstance(outcome, NoMemory) or final_refusal or not expecting:
                 final.append((pending, outcome))
+                continue
+            pending.riders.clear()
+            for one in expecting:
+                one.found_no_memory_alone = pending.found_no_memory_alone or ran_alone
+                served.backlog.add(one)
+            self._out_of_memory = not ran_alone
         return final
 
     def _shrink_when_idle(self) -> None:
@@ -358,6 +400,8 @@ class Batcher:
         metrics.batch_padded_tokens.observe(rows * padded_length)
         metrics.tokens_real.inc(real)
         metrics.tokens_padding.inc(rows * padded_length - real)
+        for pending in ran.pendings:
+            self._metrics.tenant_tokens.labels(pending.tenant.queue).inc(pending.length)
         self._busy_seconds[start.lane].inc(ran.busy_s)
         if ran.compute_s > 0.0:
             if rows == len(start.batch):

@@ -1,6 +1,6 @@
 """From what the engine computes to the sentence vector that was asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -48,16 +48,29 @@ class Finish:
         """`wanted` of what the engine computed."""
         if SENTENCE not in wanted or self == _AS_IT_IS:
             return vectors
-        unit = bundle.normalized if self.normalize is None else self.normalize
         if self._from_tokens(bundle):
             sentence, is_unit = _POOLINGS[self.pooling or bundle.pooling](vectors[TOKENS]), False
         else:
             sentence, is_unit = vectors[SENTENCE], bundle.normalized
         if self.dimensions is not None and self.dimensions < len(sentence):
             sentence, is_unit = sentence[: self.dimensions], False
-        if unit and not is_unit:
+        if self._unit(bundle) and not is_unit:
             sentence = _unit(sentence)
         return {name: sentence if name == SENTENCE else vectors[name] for name in wanted}
+
+    def mean(
+        self, sentences: npt.NDArray[np.float32], weights: Sequence[int], bundle: bundle_pb2.Bundle
+    ) -> npt.NDArray[np.float32]:
+        """One sentence vector [D] of those of a text's chunks [chunks, D]: their weighted mean, as long as they are."""
+        if len(sentences) == 1:
+            only: npt.NDArray[np.float32] = sentences[0]
+            return only
+        shares = (np.array(weights) / sum(weights)).astype(np.float32)
+        mean: npt.NDArray[np.float32] = shares @ sentences
+        return _unit(mean) if self._unit(bundle) else mean
+
+    def _unit(self, bundle: bundle_pb2.Bundle) -> bool:
+        return bundle.normalized if self.normalize is None else self.normalize
 
     def _from_tokens(self, bundle: bundle_pb2.Bundle) -> bool:
         """Whether the graph's own sentence vector is of no use: what it normalised or pooled cannot be undone."""

@@ -91,9 +91,9 @@ def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers
     short, what the engine holds unused goes back before the halves run.
     """
     started_s = clock()
-    wanted = [pending for pending in pendings if pending.outcome is None]
-    expired = [pending for pending in wanted if pending.deadline.passed(started_s)]
-    riding = [pending for pending in wanted if not pending.deadline.passed(started_s)] if expired else wanted
+    expecting = [one for pending in pendings for one in pending.expecting()]
+    expired = [one for one in expecting if one.deadline.passed(started_s)]
+    riding = [pending for pending in pendings if _is_wanted(pending, started_s)]
     if not riding:
         return Ran((), (), 0.0, 0.0, started_s, expired)
     for pending in riding:
@@ -105,6 +105,10 @@ def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers
     ended_s = clock()
     compute_s = first.computed_s - first.collated_s if whole else 0.0
     return Ran(riding, outcomes, compute_s, ended_s - started_s, ended_s, expired, short)
+
+
+def _is_wanted(pending: Pending, now_s: float) -> bool:
+    return any(not one.deadline.passed(now_s) for one in pending.expecting())
 
 
 def _outcomes(

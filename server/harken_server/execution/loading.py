@@ -29,9 +29,9 @@ from harken_server.models.bundle import Bundle, BundleError, read_bundle
 from harken_server.models.repository import Model, Repository, find_bundles
 from harken_server.models.tokenizer import Tokenizer
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.memory import MemoryModel
-from harken_server.scheduling.policy import Limits
 from harken_server.settings import Settings
 from harken_server.telemetry.machine import Cgroups, usable_cores, usable_memory_bytes
 from harken_server.telemetry.memory import DeviceMemory
@@ -101,7 +101,9 @@ class Loader:
                 log.warning("the memory budget holds no longest sequence", model=name, bytes=needed_bytes)
         if device == "cpu" and len(self._lanes) > cores.amount:
             log.warning("more lanes than usable cores: they take turns", lanes=len(self._lanes), cores=cores.amount)
-        limits = Limits(settings.max_batch_sequences, self._batch_tokens(device), budget_bytes)
+        limits = Limits(
+            settings.max_batch_sequences, self._batch_tokens(device), budget_bytes, settings.bulk_batch_max_s
+        )
         batcher.open(self._lanes, self._wide_lane, limits)
 
     def found(self) -> list[ModelKey]:

@@ -30,6 +30,15 @@ class Stamps:
     computed_s: float = 0.0
     scattered_s: float = 0.0
 
+    def follow(self, other: "Stamps") -> None:
+        """It was computed with the other one."""
+        self.taken_s, self.collated_s = other.taken_s, other.collated_s
+        self.computed_s, self.scattered_s = other.computed_s, other.scattered_s
+
+    def found(self, now_s: float) -> None:
+        """Nothing had to be computed."""
+        self.taken_s = self.collated_s = self.computed_s = self.scattered_s = now_s
+
     def moments_ns(self) -> tuple[int, int, int, int, int, int]:
         """All six in nanoseconds: from one to the next is tokenize, queue, collate, compute, scatter."""
         return (
@@ -48,9 +57,17 @@ class Pending(Waiting):
     """Which of the engine's outputs it wants."""
     stamps: Stamps
     on_settled: Callable[["Pending"], None]
+    key: bytes | None = None
+    """Of all that its vectors follow from, where they may be kept or shared."""
     outcome: Outcome | None = field(default=None, init=False)
+    riders: "list[Pending]" = field(default_factory=list, init=False)
+    """Those that want the same, and share what is computed for it: none of them waits by itself any more."""
     found_no_memory_alone: bool = field(default=False, init=False)
     """Whether there was none for it although nothing else ran: it gets one more chance."""
+
+    def expecting(self) -> "list[Pending]":
+        """Of it and its riders, those that have no outcome yet."""
+        return [one for one in (self, *self.riders) if one.outcome is None]
 
     def settle(self, outcome: Outcome) -> bool:
         """Give it its one outcome. Returns False, and changes nothing, if it has one already."""

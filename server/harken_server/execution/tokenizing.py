@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from harken_server.errors import BacklogFull
-from harken_server.models.tokenizer import Tokenizer, Tokens
+from harken_server.models.tokenizer import Reading, Tokenizer, Tokens
 
 _SLICE_CHARACTERS: Final = 16_384
 # A slow tokenizer on a slow core; only the hint in a refusal depends on it.
@@ -23,9 +23,9 @@ class Tokenizing:
         self._waiting_bytes = 0
 
     async def encode(
-        self, tokenizer: Tokenizer, texts: Sequence[str], size_bytes: int, left: bool = False
-    ) -> list[Tokens]:
-        """Tokenise `texts`, together `size_bytes` long; `left`: cut beginnings.
+        self, tokenizer: Tokenizer, texts: Sequence[str], size_bytes: int, reading: Reading
+    ) -> list[list[Tokens]]:
+        """The sequences of each of `texts`, together `size_bytes` long.
 
         Raises BacklogFull if too much text waits already.
         """
@@ -35,10 +35,10 @@ class Tokenizing:
         loop = asyncio.get_running_loop()
         self._waiting_bytes += size_bytes
         try:
-            tokens: list[Tokens] = []
+            tokens: list[list[Tokens]] = []
             for piece in _slices(texts):
                 # One slice at a time: other calls' slices go in between.
-                tokens += await loop.run_in_executor(self._executor, tokenizer.encode, piece, left)
+                tokens += await loop.run_in_executor(self._executor, tokenizer.encode, piece, reading)
             return tokens
         finally:
             self._waiting_bytes -= size_bytes

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from harken_server.models.bundle import BundleError
 
 Ids = npt.NDArray[np.int64]
+Places = npt.NDArray[np.uint32]
 
 # A token takes some 4 characters of text; a text this much longer than the model's maximum is cut before it
 # is tokenised, unless the cut turns out to matter.
@@ -22,17 +22,33 @@ _DISTURBED_TOKENS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How a text becomes sequences.
+
+    keep            of one that is longer than the model: its start, its end, or all of it, as chunks
+    overlap_tokens  what two neighbouring chunks have in common: fewer than the model takes of a text
+    places          whether to tell where in the text each token stands
+    """
+
+    keep: Literal["start", "end", "chunks"] = "start"
+    overlap_tokens: int = 0
+    places: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
-    """One text as the model reads it."""
+    """One text, or one chunk of it, as the model reads it."""
 
     ids: Ids
     """int64 [length], special tokens included, at most the model's maximum length."""
     full_length: int
-    """Tokens of the whole text, special tokens included; more than len(ids) if it was cut."""
+    """Tokens of the whole text, or of the chunk, special tokens included; more than len(ids) if it was cut."""
     counted_all: bool
     """False if the text was so much longer than the model that counting stopped at `full_length`."""
     special: int
     """How many of the ids are special tokens."""
+    places: Places | None = None
+    """uint32 [length, 2]: where in the text each token begins and ends, in characters; 0 and 0 of special tokens."""
 
 
 class Tokenizer:
@@ -47,40 +63,81 @@ class Tokenizer:
         if tokenizer.get_vocab_size() > vocab_size:
             raise BundleError(f"tokenizer.json: has {tokenizer.get_vocab_size()} ids, but the model knows {vocab_size}")
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
+        tokenizer.no_truncation()
         self._tokenizer: Final = tokenizer
-        self._content: Final = content
-        self._max_length: Final = max_length
         self._special: Final = tokenizer.num_special_tokens_to_add(is_pair=False)
+        self.most_text_tokens: Final = max_length - self._special
+        """Of a text, beside the special tokens."""
         self._enough_characters: Final = max_length * _CHARACTERS_PER_TOKEN
         self._enough_tokens: Final = max_length + _DISTURBED_TOKENS
 
-    def encode(self, texts: Sequence[str], left: bool = False) -> list[Tokens]:
-        """Tokenise each text by itself. One that is too long loses its end or, with `left`, its beginning."""
-        return [self._encode(text, left) for text in texts]
+    def encode(self, texts: Sequence[str], reading: Reading) -> list[list[Tokens]]:
+        """Tokenise each text by itself: one sequence of each or, in chunks, as many as it takes."""
+        return [self._encode(text, reading) for text in texts]
 
-    def _encode(self, text: str, left: bool) -> Tokens:
-        enough = self._enough_characters
+    def _encode(self, text: str, reading: Reading) -> list[Tokens]:
+        enough, most = self._enough_characters, self.most_text_tokens
+        if reading.keep == "chunks":
+            whole = self._whole(text, 0, places=True)
+            step = most - reading.overlap_tokens
+            starts = range(0, max(whole.body - reading.overlap_tokens, 1), step)
+            return [whole.chunk(start, min(start + most, whole.body)) for start in starts]
+        end = reading.keep == "end"
         if len(text) > enough:
-            part = self._whole(text[-enough:] if left else text[:enough], left, counted_all=False)
-            if part.full_length > self._enough_tokens:
-                return part
-        return self._whole(text, left, counted_all=True)
+            start = len(text) - enough if end else 0
+            part = self._whole(text[start : start + enough], start, reading.places)
+            if len(part.ids) > self._enough_tokens:
+                return [part.end(most, counted_all=False) if end else part.start(most, counted_all=False)]
+        whole = self._whole(text, 0, reading.places)
+        return [whole.end(most, counted_all=True) if end else whole.start(most, counted_all=True)]
 
-    @cached_property
-    def _from_the_end(self) -> HuggingFaceTokenizer:
-        """The same, that cuts the beginning: few ask for it, and it is a second vocabulary in memory."""
-        tokenizer = HuggingFaceTokenizer.from_buffer(self._content)
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(self._max_length, direction="left")
-        return tokenizer
+    def _whole(self, text: str, begins: int, places: bool) -> "_Whole":
+        """`begins`: where this text begins in the one that its places are of."""
+        encoding = self._tokenizer.encode(text)
+        mask = encoding.special_tokens_mask
+        special = min(self._special, len(mask))
+        # How many of the special tokens stand before the text.
+        head = next((index for index, is_special in enumerate(mask) if not is_special), special)
+        found = None
+        if places:
+            found = np.array(encoding.offsets, np.uint32).reshape(-1, 2)
+            found[head : len(mask) - (special - head)] += begins
+        return _Whole(np.array(encoding.ids, np.int64), found, head, special - head)
 
-    def _whole(self, text: str, left: bool, counted_all: bool) -> Tokens:
-        encoding = (self._from_the_end if left else self._tokenizer).encode(text)
-        rest = sum(len(more.ids) - self._special for more in encoding.overflowing)
-        return Tokens(
-            ids=np.array(encoding.ids, np.int64),
-            full_length=len(encoding.ids) + rest,
-            counted_all=counted_all,
-            special=self._special,
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A text of any length: `head` special tokens, its own, `tail` special tokens."""
+
+    ids: Ids
+    places: Places | None
+    head: int
+    tail: int
+
+    @property
+    def body(self) -> int:
+        """How many tokens are its own."""
+        return len(self.ids) - self.head - self.tail
+
+    def start(self, most: int, counted_all: bool) -> Tokens:
+        """At most so many of its tokens, from its start."""
+        return self._part(0, min(most, self.body), len(self.ids), counted_all)
+
+    def end(self, most: int, counted_all: bool) -> Tokens:
+        """At most so many of its tokens, up to its end."""
+        return self._part(max(self.body - most, 0), self.body, len(self.ids), counted_all)
+
+    def chunk(self, first: int, last: int) -> Tokens:
+        """Some of its tokens, as a text of their own."""
+        return self._part(first, last, last - first + self.head + self.tail, counted_all=True)
+
+    def _part(self, first: int, last: int, full_length: int, counted_all: bool) -> Tokens:
+        ids, places = self.ids, self.places
+        if last - first < self.body:
+            ids = self._framed(ids, first, last)
+            places = None if places is None else self._framed(places, first, last)
+        return Tokens(ids, full_length, counted_all, self.head + self.tail, places)
+
+    def _framed(self, array: npt.NDArray[Any], first: int, last: int) -> npt.NDArray[Any]:
+        tail = len(array) - self.tail
+        return np.concatenate([array[: self.head], array[self.head + first : self.head + last], array[tail:]])

@@ -7,10 +7,11 @@ from itertools import count
 from typing import Final, Literal, Protocol
 
 from harken_server.scheduling.backlog import Backlog
+from harken_server.scheduling.companions import Limits
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.lanes import Lanes
-from harken_server.scheduling.policy import Limits, Start, Wait, decide
-from harken_server.scheduling.waiting import Priority, Waiting
+from harken_server.scheduling.policy import Start, Wait, decide
+from harken_server.scheduling.waiting import ANYBODY, Priority, Tenant, Waiting
 
 Outcome = Literal["answered", "expired", "cancelled"]
 Decision = Start[str, "Simulated"] | Wait
@@ -29,6 +30,8 @@ class Arrival:
     flow: object = None
     """None: a flow of its own."""
     priority: Priority = Priority.INTERACTIVE
+    tenant: Tenant = ANYBODY
+    twin: bytes | None = None
     deadline_s: float = _NEVER_S
     """After its arrival."""
     cancel_s: float = _NEVER_S
@@ -42,6 +45,8 @@ class Simulated(Waiting):
     arrival: Arrival
     outcomes: list[Outcome] = field(default_factory=list)
     """Each thing that ended it: exactly one, or the core has a bug."""
+    riders: "list[Simulated]" = field(default_factory=list)
+    """Who wanted the same, and shares its outcome."""
     started_s: float | None = None
     ended_s: float | None = None
 
@@ -181,9 +186,11 @@ class _World:
             flow=arrival.flow if arrival.flow is not None else object(),
             arrived_s=arrival.at_s,
             arrival=arrival,
+            tenant=arrival.tenant,
+            twin=arrival.twin,
         )
         self._record.arrived(sequence)
-        self._lanes.arrived(1)
+        self._lanes.arrived(1, arrival.priority, arrival.at_s)
         self._backlog.add(sequence)
         if arrival.cancel_s < _NEVER_S:
             self._at(arrival.at_s + arrival.cancel_s, lambda now_s: self._cancel(sequence, now_s))
@@ -210,8 +217,9 @@ class _World:
                 self._start(start, now_s)
 
     def _start(self, start: Start[str, Simulated], now_s: float) -> None:
-        self._backlog.start(list(start.batch))
-        self._lanes.start(start.lane, now_s, start.predicted_s)
+        for rider, member in self._backlog.start(list(start.batch)):
+            member.riders.append(rider)
+        self._lanes.start(start.lane, now_s, start.predicted_s, start.bulk)
         self._running_bytes += start.predicted_bytes
         self._record.started(start, self._running_bytes)
         if start.lane in self._running:
@@ -223,10 +231,12 @@ class _World:
         """It begins on its lane. Who went away, or is too late, since it was prepared, is not computed."""
         rides = []
         for sequence in start.batch:
-            if sequence.deadline.passed(now_s) and not sequence.outcomes:
-                self._end(sequence, "expired", now_s)
-            if not sequence.outcomes:
-                sequence.started_s = now_s
+            for one in (sequence, *sequence.riders):
+                if one.deadline.passed(now_s) and not one.outcomes:
+                    self._end(one, "expired", now_s)
+                if not one.outcomes:
+                    one.started_s = now_s
+            if not all(one.outcomes for one in (sequence, *sequence.riders)):
                 rides.append(sequence)
         self._running.add(start.lane)
         start = replace(start, batch=rides)
@@ -245,7 +255,9 @@ class _World:
             longest = max(sequence.length for sequence in start.batch)
             self._backlog.learn(start.wide, len(start.batch), longest, took_s)
         for sequence in start.batch:
-            self._end(sequence, "answered", now_s)
+            for one in (sequence, *sequence.riders):
+                if not one.outcomes:
+                    self._end(one, "answered", now_s)
         self._pump(now_s)
 
     def _end(self, sequence: Simulated, outcome: Outcome, now_s: float) -> None:

@@ -14,7 +14,9 @@ import structlog
 from harken_server import errors
 from harken_server.models.repository import Model
 from harken_server.rpc.status import Answer, answer, bug
+from harken_server.rpc.tenants import TENANT, Tenants
 from harken_server.scheduling.deadline import Deadline
+from harken_server.scheduling.waiting import ANYBODY, Tenant
 from harken_server.service import Answers
 from harken_server.telemetry.metrics import Metrics
 from harken_server.telemetry.statistics import Statistics
@@ -43,6 +45,9 @@ class Call:
     deadline: Deadline
     request_id: str
     """The caller's, or one that was made: what its answer, its error and the log have in common."""
+    given_tenant: str
+    tenant: Tenant = ANYBODY
+    """Who asks, once that is known."""
     model: str = ""
     """The served model it is about, once that is known; nothing else may become a label."""
     statistics: Statistics | None = None
@@ -60,9 +65,10 @@ class Refused(Exception):
 class Calls:
     """Counts every call in and out, and turns whatever ends it into a status. Belongs to the event loop's thread."""
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float], max_request_s: float) -> None:
+    def __init__(self, metrics: Metrics, tenants: Tenants, clock: Callable[[], float], max_request_s: float) -> None:
         self.clock: Final = clock
         self.metrics: Final = metrics
+        self._tenants: Final = tenants
         self._max_request_s: Final = max_request_s
         self._open = 0
         self._began = 0
@@ -73,7 +79,8 @@ class Calls:
 
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a gRPC call's work, and end it with one status."""
-        call = self.begin(method, context.time_remaining(), _given_id(context))
+        given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        call = self.begin(method, context.time_remaining(), given.get(REQUEST_ID, ""), given.get(TENANT, ""))
         named = ((REQUEST_ID, call.request_id),)
         # Not when the handler returns: its answer is on its way only then.
         when_done(context, self.ended)
@@ -86,7 +93,7 @@ class Calls:
             await context.abort(said.code, said.status.message, (*said.trailers(), *named))
         raise AssertionError("abort raises")
 
-    def begin(self, method: str, remaining_s: float | None, request_id: str) -> Call:
+    def begin(self, method: str, remaining_s: float | None, request_id: str, tenant: str) -> Call:
         """A call has come whose caller waits so long (None: for ever). Its end is `ended`, when its answer has left.
 
         `request_id` is the caller's; another one is made if it is empty, or could do harm in a log or a header.
@@ -97,11 +104,13 @@ class Calls:
         now_s = self.clock()
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._prefix}-{self._began}"
-        return Call(self._began, method, now_s, Deadline.after(remaining_s, self._max_request_s, now_s), request_id)
+        deadline = Deadline.after(remaining_s, self._max_request_s, now_s)
+        return Call(self._began, method, now_s, deadline, request_id, tenant)
 
     async def run(self, call: Call, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a call's work. Whatever it raises is counted once, and ends in Refused, a bug as INTERNAL."""
         try:
+            call.tenant = self._tenants.find(call.given_tenant)
             result = await work(call)
         except errors.Refusal as refusal:
             refused = answer(refusal, call.request_id)
@@ -171,13 +180,6 @@ class Calls:
         self.metrics.requests.labels(call.model, call.method, code.name).inc()
         if code is not grpc.StatusCode.OK:
             self.failed(call.statistics, call.received_s)
-
-
-def _given_id(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID and isinstance(value, str):
-            return value
-    return ""
 
 
 def when_done(context: Context, act: Callable[[], None]) -> None:

@@ -1,6 +1,6 @@
 """Messages of harken.v1 to the service's values, and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,6 @@ from harken_server.errors import (
     NotTogether,
     Problem,
     Refusal,
-    TooManyBytes,
     UnknownValue,
 )
 from harken_server.execution.engine import SENTENCE, TOKENS
@@ -24,11 +23,9 @@ from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call
 from harken_server.rpc.status import answer
 from harken_server.scheduling.waiting import Priority
-from harken_server.service import Answer, Input, Options, TokenIds, Truncate
+from harken_server.service import Answer, Chunks, Input, Options, TokenIds, Truncate
 
 log = structlog.get_logger()
-
-_MOST_TENANT_BYTES: Final = 64
 
 _OUTPUTS: Final = {
     encoder_pb2.OUTPUT_UNSPECIFIED: SENTENCE,
@@ -47,6 +44,11 @@ _POOLINGS: Final[dict[int, Pooling | None]] = {
     encoder_pb2.POOLING_CLS: "cls",
     encoder_pb2.POOLING_MAX: "max",
 }
+_CHUNKS: Final[dict[int, Chunks]] = {
+    encoder_pb2.CHUNK_VECTORS_UNSPECIFIED: "mean",
+    encoder_pb2.CHUNK_VECTORS_MEAN: "mean",
+    encoder_pb2.CHUNK_VECTORS_ALL: "all",
+}
 _PRIORITIES: Final = {
     encoder_pb2.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
     encoder_pb2.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
@@ -55,7 +57,7 @@ _PRIORITIES: Final = {
 
 
 def options_of(
-    message: encoder_pb2.EncodeRequest | encoder_pb2.SimilarityRequest | encoder_pb2.StreamOpen, flow: object
+    message: encoder_pb2.EncodeRequest | encoder_pb2.SimilarityRequest | encoder_pb2.StreamOpen, call: Call
 ) -> Options:
     """What holds for the whole call. Raises InvalidRequest."""
     problems: list[Problem] = []
@@ -70,12 +72,10 @@ def options_of(
         value = getattr(options, name)
         if value not in known:
             problems.append(UnknownValue(f"options.{name}", value, tuple(enum.keys())))
-    tenant_bytes = len(options.tenant.encode())
-    if tenant_bytes > _MOST_TENANT_BYTES:
-        problems.append(TooManyBytes("options.tenant", tenant_bytes, _MOST_TENANT_BYTES))
     if options.output == encoder_pb2.OUTPUT_TOKENS:
         of_sentences = [name for name in ("dimensions", "normalize", "pooling", "data_type") if name in _set(options)]
         problems += [NotTogether(f"options.{name}", "options.output OUTPUT_TOKENS") for name in of_sentences]
+    problems += _chunking_problems(options)
     if problems:
         raise InvalidRequest(tuple(problems))
     return Options(
@@ -84,14 +84,31 @@ def options_of(
         outputs=(_OUTPUTS[options.output],),
         truncate=_TRUNCATE[options.truncation],
         priority=_PRIORITIES[options.priority],
-        tenant=options.tenant,
-        flow=flow,
+        tenant=call.tenant,
+        flow=call.number,
         finish=Finish(
             options.normalize if options.HasField("normalize") else None,
             options.dimensions or None,
             _POOLINGS[options.pooling],
         ),
+        chunks=_CHUNKS[options.chunking.vectors] if options.HasField("chunking") else None,
+        overlap_tokens=options.chunking.overlap_tokens,
+        places=options.token_offsets,
     )
+
+
+def _chunking_problems(options: encoder_pb2.EncodeOptions) -> Iterator[Problem]:
+    if not options.HasField("chunking"):
+        return
+    if options.chunking.vectors not in _CHUNKS:
+        known = tuple(encoder_pb2.ChunkVectors.keys())
+        yield UnknownValue("options.chunking.vectors", options.chunking.vectors, known)
+    if options.truncation in (encoder_pb2.TRUNCATION_RIGHT, encoder_pb2.TRUNCATION_LEFT):
+        yield NotTogether("options.chunking", f"options.truncation {encoder_pb2.Truncation.Name(options.truncation)}")
+    if options.output == encoder_pb2.OUTPUT_TOKENS:
+        yield NotTogether("options.chunking", "options.output OUTPUT_TOKENS")
+    if options.token_offsets:
+        yield NotTogether("options.token_offsets", "options.chunking")
 
 
 def check_vectors(options: Options, data_type: int, model: Model) -> None:
@@ -144,6 +161,11 @@ def set_result(result: encoder_pb2.Result, answered: Answer, call: Call, data_ty
     (vectors,) = answered.outcome.values()
     ELEMENTS[data_type](result.embedding, vectors)
     result.embedding.shape.extend(vectors.shape)
+    for chunk in answered.chunks:
+        result.chunks.add(start=chunk.start, end=chunk.end, tokens=chunk.tokens)
+    if answered.places is not None:
+        result.offsets.starts.extend(answered.places[:, 0].tolist())
+        result.offsets.ends.extend(answered.places[:, 1].tolist())
 
 
 def _float32(tensor: encoder_pb2.Tensor, vectors: npt.NDArray[np.float32]) -> None:

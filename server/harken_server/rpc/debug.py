@@ -20,6 +20,8 @@ WHY: Final = {
     "lanes": "the others were left to the other free lanes",
     "deadline": "one more would have made a member miss its deadline",
     "age": "others who are late were not to be overtaken by one more",
+    "bulk": "with one more, bulk work would have held up the interactive work that keeps coming for too long",
+    "tenants": "the others are of tenants that have had more than their shares",
     "backlog": "nobody else waited",
 }
 """In words, why a batch was closed."""

@@ -30,7 +30,7 @@ class EncodeStream(Stream):
     ) -> None:
         super().__init__(service, calls, streams, call, context)
         self._max_message_bytes: Final = max_message_bytes
-        self._options = options_of(encoder_pb2.StreamOpen(), flow=call.number)
+        self._options = options_of(encoder_pb2.StreamOpen(), call)
         self._data_type: int = encoder_pb2.DATA_TYPE_FLOAT32
 
     def opens(self, raw: bytes) -> bool:
@@ -43,7 +43,7 @@ class EncodeStream(Stream):
             return False
         if message.WhichOneof("message") != "open":
             return False
-        self._options = options_of(message.open, flow=self.call.number)
+        self._options = options_of(message.open, self.call)
         self._data_type = message.open.options.data_type
         model = self.service.find(self._options.model, self._options.version)
         self.call.model = model.manifest.name

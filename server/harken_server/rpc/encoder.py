@@ -48,7 +48,7 @@ class Encoder:
 
         async def work(call: Call) -> bytes:
             request = parse(encoder_pb2.EncodeRequest, raw, self._max_message_bytes, self._repeated)
-            options = options_of(request, flow=call.number)
+            options = options_of(request, call)
             model = self._service.find(options.model, options.version)
             self._calls.found(call, model)
             data_type = request.options.data_type
@@ -79,7 +79,7 @@ class Encoder:
 
         async def work(call: Call) -> bytes:
             request = parse(encoder_pb2.SimilarityRequest, raw, self._max_message_bytes, self._candidates)
-            options = options_of(request, flow=call.number)
+            options = options_of(request, call)
             model = self._service.find(options.model, options.version)
             self._calls.found(call, model)
             check_similarity(request, options, model)

@@ -28,6 +28,12 @@ def check_similarity(request: encoder_pb2.SimilarityRequest, options: Options, m
     if request.options.data_type not in _FLOATS:
         name = encoder_pb2.DataType.Name(request.options.data_type)
         problems.append(BadValue("options.data_type", name, "DATA_TYPE_FLOAT32: vectors do not travel"))
+    if options.chunks == "all":
+        problems.append(
+            BadValue("options.chunking.vectors", "CHUNK_VECTORS_ALL", "CHUNK_VECTORS_MEAN: texts are compared")
+        )
+    if options.places:
+        problems.append(BadValue("options.token_offsets", "true", "false: nothing but matches is answered"))
     if problems:
         raise InvalidRequest(tuple(problems))
     check_vectors(options, request.options.data_type, model)

@@ -149,6 +149,8 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return f"the body is not the JSON that is needed: {why}"
         case errors.TooMany(_, count, limit, at_least):
             return f"has {'at least ' if at_least else ''}{count} elements, over the limit of {limit}"
+        case errors.TooManyChunks(_, chunks, limit):
+            return f"become {chunks} sequences in chunks, over the limit of {limit}; send fewer, or overlap them less"
         case errors.TooManyBytes("", size_bytes, limit_bytes):
             return f"the message has {size_bytes} bytes, over the limit of {limit_bytes}"
         case errors.TooManyBytes(_, size_bytes, limit_bytes):

@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeVar
 from harken_server.errors import BacklogFull, DeadlineUnreachable
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.deadline import Deadline
-from harken_server.scheduling.waiting import Priority, Waiting
+from harken_server.scheduling.waiting import ANYBODY, Priority, Tenant, Waiting
 
 W = TypeVar("W", bound=Waiting)
 
@@ -62,15 +62,16 @@ def meet_deadline(
     lanes: int,
     running_s: float,
     others_s: float = 0.0,
+    tenant: Tenant = ANYBODY,
 ) -> None:
     """Raises DeadlineUnreachable if a new flow of `lengths` is predicted to be done after its deadline.
 
     `others_s`: lane seconds of what waits for other models, and leads before it: across models the oldest does.
     """
     cost = backlog.cost
-    own_s = sum(cost.share_s(length) for length in lengths) * cost.scale / lanes
-    own_s = max(own_s, cost.seconds(1, max(lengths)))
-    waits_s = (backlog.ahead_s(len(lengths), priority) + others_s + running_s) / lanes
+    work_s = sum(cost.share_s(length) for length in lengths) * cost.scale
+    own_s = max(work_s / lanes, cost.seconds(1, max(lengths)))
+    waits_s = (backlog.ahead_s(len(lengths), priority, tenant, work_s) + others_s + running_s) / lanes
     remaining_s = deadline.remaining_s(now_s)
     predicted_s = (waits_s + own_s) * (1.0 + DOUBT)
     late_s = predicted_s - remaining_s

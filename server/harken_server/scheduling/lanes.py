@@ -1,11 +1,19 @@
 """Which lanes may start a batch now, such that they never want more cores than there are."""
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, inf
 from typing import Final
+
+from harken_server.scheduling.waiting import Priority
 
 _MEMORY_S: Final = 1.0
 """Of running, over which what has come is remembered."""
+
+_SEEN_S: Final = 1.0
+"""For how long interactive work that came is expected to be followed by more."""
+
+BULK_SHARE: Final = 0.1
+"""Of the lanes' time, what bulk work gets at least while it waits, however much interactive work does."""
 
 
 class Lanes:
@@ -28,6 +36,9 @@ class Lanes:
         self._came = 0.0
         self._ran_s = 0.0
         self._since_s = 0.0
+        self._interactive_s = -inf
+        # When the bulk batch that led last has been paid for by what else ran.
+        self._bulk_paid_s = -inf
 
     @property
     def free(self) -> Sequence[int]:
@@ -52,14 +63,29 @@ class Lanes:
         """Sequences that come in each second in which something runs: whoever waits for an answer sends none."""
         return self._came / self._ran_s if self._ran_s else 0.0
 
-    def arrived(self, sequences: int) -> None:
+    def arrived(self, sequences: int, priority: Priority, now_s: float) -> None:
         """So many came, just now."""
+        if priority is Priority.INTERACTIVE:
+            self._interactive_s = now_s
         if not self.all_free:
             self._came += sequences
 
-    def start(self, lane: int, now_s: float, predicted_s: float) -> None:
-        """A batch starts on `lane`, or is prepared for it. Raises ValueError if one is prepared, or all cores run."""
+    def interactive_seen(self, now_s: float) -> bool:
+        """Whether interactive work came a moment ago, so that more of it is to be expected."""
+        return now_s - self._interactive_s <= _SEEN_S
+
+    def bulk_is_due(self, arrived_s: float, alone_s: float, now_s: float) -> bool:
+        """Whether bulk work leads before interactive work: a sequence that came then, and takes `alone_s`."""
+        return now_s >= max(self._bulk_paid_s, arrived_s + alone_s / (BULK_SHARE * self.narrow))
+
+    def start(self, lane: int, now_s: float, predicted_s: float, bulk: bool = False) -> None:
+        """A batch, which a bulk sequence leads or not, starts on `lane`, or is prepared for it.
+
+        Raises ValueError if one is prepared, or all cores run.
+        """
         self._pass(now_s)
+        if bulk:
+            self._bulk_paid_s = now_s + predicted_s / (BULK_SHARE * self.narrow)
         if lane == self.wide and self.all_free:
             self._wide_runs = True
         elif lane in self.free:

@@ -1,4 +1,4 @@
-"""The order of leading: fair between flows, short before long, and nobody overtaken for ever.
+"""The order of leading within a tenant: fair between flows, short before long, and nobody overtaken for ever.
 
 Turns are start-time fair queueing between flows (Goyal et al., SIGCOMM 1996, with virtual time advanced by
 work served over flows waiting): the hundredth sequence of one call comes after the first of a hundred others.
@@ -30,10 +30,6 @@ STRETCH: Final = 0.05
 
 AGE: Final = 2.0
 """How many times the work of the firsts of all flows is started before an interactive sequence is late."""
-
-BULK_AGE_S: Final = 2.0
-"""Bulk work older than this leads before interactive work that is not late."""
-
 
 _Queue = list[tuple[float, int, W]]
 """A heap: by when, serial, who."""
@@ -71,16 +67,11 @@ class Turns(Generic[W]):
         """The work of one average sequence of each flow."""
         return self._turn_work_s[priority]
 
-    def leader(self, now_s: float) -> W | None:
-        """Whose turn it is: the late, then bulk that waited too long, interactive, bulk. None if nobody waits."""
-        late = next(self.late(), None)
-        if late is not None:
+    def leader(self, priority: Priority) -> W | None:
+        """Whose turn it is among those of this priority, the late first. None if none of them waits."""
+        if priority is Priority.INTERACTIVE and (late := next(self.late(), None)):
             return late
-        interactive = self._due(Priority.INTERACTIVE)
-        bulk = self._due(Priority.BULK)
-        if interactive is None or bulk is None:
-            return interactive or bulk
-        return bulk if now_s - bulk.arrived_s > BULK_AGE_S else interactive
+        return self._due(priority)
 
     def late(self) -> Iterator[W]:
         """Those who were overtaken for too long, in the order in which they became due."""

@@ -2,12 +2,26 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Final
 
 from harken_server.scheduling.deadline import Deadline
 
 
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who asks. Tenants that ask at the same time share the lanes, in tokens, as their weights say."""
+
+    name: str = ""
+    weight: float = 1.0
+    queue: str = ""
+    """Whose share it is: its own name, or what those have in common who have none of their own."""
+
+
+ANYBODY: Final = Tenant()
+
+
 class Priority(IntEnum):
-    """Interactive work leads before bulk work; bulk work is bounded in age."""
+    """Of one tenant, interactive work leads before bulk work, which keeps a small share of the lanes."""
 
     INTERACTIVE = 0
     BULK = 1
@@ -24,6 +38,9 @@ class Waiting:
     flow: object
     """The call or stream that it belongs to. Flows share the lanes evenly, whatever their sizes."""
     arrived_s: float
+    tenant: Tenant = field(default=ANYBODY, kw_only=True)
+    twin: bytes | None = field(default=None, kw_only=True)
+    """Those who have it in common want the very same computed, so it is computed once. None: it has no equal."""
     turn_s: float = field(default=0.0, init=False)
     """Its place among the flows, in virtual seconds of work; given by the backlog."""
     due_s: float = field(default=0.0, init=False)

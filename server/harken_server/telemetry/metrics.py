@@ -12,7 +12,7 @@ from harken_server.telemetry.memory import DeviceMemory, host_memory_bytes
 from harken_server.telemetry.statistics import Statistics
 
 STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
-CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "backlog")
+CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "bulk", "tenants", "backlog")
 OUTCOMES: Final = ("answered", "failed", "expired", "cancelled")
 
 # 0.1 ms to 43 s, each bucket 1.5 times the one before; and 0.25 s, the objective that the docs state.
@@ -88,9 +88,34 @@ class Metrics:
             "harken_batches",
             "Batches by why they were no larger: it would have saved nothing (cost), exceeded a limit (limit), other "
             "free lanes shared what waited (lanes), a member would have missed its deadline (deadline), others had "
-            "waited too long (age), or no more waited (backlog).",
+            "waited too long (age), bulk work would have held up interactive work (bulk), a tenant would have had more "
+            "than its share (tenants), or no more waited (backlog).",
             ("model", "closed_by"),
             registry=registry,
+        )
+        self.tenant_tokens: Final = Counter(
+            "harken_tenant_tokens",
+            "Real tokens computed, by who asked; empty: those who gave no name, or have no share of their own.",
+            ("tenant",),
+            registry=registry,
+        )
+        self.shared: Final = Counter(
+            "harken_shared",
+            "Accepted sequences that waited together with the very same one, and had no computation of their own.",
+            ("model",),
+            registry=registry,
+        )
+        self.cache_hits: Final = Counter(
+            "harken_cache_hits", "Sequences whose vectors were kept.", ("model",), registry=registry
+        )
+        self.cache_misses: Final = Counter(
+            "harken_cache_misses",
+            "Sequences whose vectors were not kept, while result_cache_bytes is not 0.",
+            ("model",),
+            registry=registry,
+        )
+        self.cache_size: Final = Gauge(
+            "harken_cache_bytes", "Memory of the vectors that are kept, of result_cache_bytes.", registry=registry
         )
         self.offered_work: Final = Counter(
             "harken_offered_work_seconds",
@@ -168,6 +193,9 @@ class ModelMetrics:
         self.tokens_real: Final = metrics.tokens.labels(model, "real")
         self.tokens_padding: Final = metrics.tokens.labels(model, "padding")
         self.batches: Final = {why: metrics.batches.labels(model, why) for why in CLOSED_BY}
+        self.shared: Final = metrics.shared.labels(model)
+        self.cache_hits: Final = metrics.cache_hits.labels(model)
+        self.cache_misses: Final = metrics.cache_misses.labels(model)
         self.work_accepted: Final = metrics.offered_work.labels(model, "accepted")
         self.work_refused: Final = metrics.offered_work.labels(model, "refused")
         self.out_of_memory: Final = metrics.out_of_memory.labels(model)

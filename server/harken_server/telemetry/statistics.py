@@ -38,6 +38,7 @@ class Statistics:
     fail            requests that ended with an error after their version was found
     queue and on    of the answered requests the stages of the sequence that was last: its wait; making tokens and
                     padding; the run; from there to its own answer
+    cache_*         sequences whose vectors were kept, or not, and how long it took to look
     """
 
     success: Durations = field(default_factory=Durations)
@@ -46,6 +47,8 @@ class Statistics:
     compute_input: Durations = field(default_factory=Durations)
     compute_infer: Durations = field(default_factory=Durations)
     compute_output: Durations = field(default_factory=Durations)
+    cache_hit: Durations = field(default_factory=Durations)
+    cache_miss: Durations = field(default_factory=Durations)
     sequences: int = 0
     batches: int = 0
     last_inference_s: float = 0.0

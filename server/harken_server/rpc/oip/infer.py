@@ -86,7 +86,7 @@ async def infer(
         outputs=wanted,
         truncate="right" if asked.truncate else "refuse",
         priority=asked.priority,
-        tenant="",
+        tenant=call.tenant,
         flow=call.number,
         padded_length=rows.padded_length,
     )

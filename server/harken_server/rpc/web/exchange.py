@@ -27,6 +27,7 @@ from harken_server.errors import (
 )
 from harken_server.rpc.calls import REQUEST_ID, Call, Calls, Refused
 from harken_server.rpc.status import Answer
+from harken_server.rpc.tenants import TENANT
 from harken_server.rpc.web.connection import TRANSPORT
 from harken_server.service import MAX_PROBLEMS, Answers, Service
 
@@ -103,7 +104,7 @@ class Exchanges:
 
     async def answer(self, request: Request, method: str, form: Form, work: Work) -> ASGIApp:
         """Read the body, do the work, and say how it ended. The work is cancelled if the client goes away."""
-        call = self.calls.begin(method, None, request.headers.get(REQUEST_ID, ""))
+        call = self.calls.begin(method, None, request.headers.get(REQUEST_ID, ""), request.headers.get(TENANT, ""))
         reply: Reply | None = None
 
         async def read_and_work(call: Call) -> Reply:

@@ -49,7 +49,7 @@ async def encode(
         outputs=(SENTENCE,),
         truncate=truncate,
         priority=Priority.INTERACTIVE,
-        tenant="",
+        tenant=call.tenant,
         flow=call.number,
         finish=finish,
     )

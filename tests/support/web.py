@@ -1,0 +1,43 @@
+"""Plain HTTP calls as any client would make them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from typing import Any
+
+from support.server import RunningServer
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A response, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By their names in small letters."""
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body's value."""
+        return json.loads(self.body)
+
+
+def call(
+    server: RunningServer, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+) -> Replied:
+    """Make a request on a connection of its own; a body that is no bytes is written as JSON."""
+    connection = HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+    try:
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request(method, path, raw, dict(headers or {}))
+        response = connection.getresponse()
+        return Replied(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+def post(server: RunningServer, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Replied:
+    """POST a body."""
+    return call(server, "POST", path, body, headers)

@@ -7,18 +7,15 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import aclosing, closing, contextmanager
-from itertools import islice
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from harken_client import batches
+from harken_client import batches, bulk, files
 from harken_client.client import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_TARGET,
@@ -28,10 +25,8 @@ from harken_client.client import (
 )
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError
-from harken_client.files import BadFile, JsonLines, NpyRows, Sink, count_lines, read_inputs
 from harken_client.load import report, runner, scrape, summary, workload
 from harken_client.load.pacer import ClosedLoop, OpenLoop
-from harken_client.source import StreamInput
 
 T = TypeVar("T")
 
@@ -105,10 +100,10 @@ def encode(
     timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Encode texts or token ids, in order and in bounded memory."""
-    npy = output_file is not None and output_file.suffix == ".npy"
-    if output_file is not None and output_file.suffix not in (".npy", ".jsonl"):
+    output_suffix = output_file.suffix if output_file is not None else ""
+    if output_file is not None and output_suffix not in files.OUTPUT_SUFFIXES:
         _fail(2, f"--output ends in .npy or .jsonl, not as {output_file.name}")
-    if input_file is not None and input_file.suffix not in (".txt", ".jsonl"):
+    if input_file is not None and input_file.suffix not in files.INPUT_SUFFIXES:
         _fail(2, f"--input ends in .txt or .jsonl, not as {input_file.name}")
     if texts and input_file is not None:
         _fail(2, "texts come as arguments or from --input, not both")
@@ -116,76 +111,20 @@ def encode(
         _fail(2, "--resume needs --input and --output, the same as before")
     if tokens and (dimensions is not None or normalize is not None or pooling is not None):
         _fail(2, "--tokens gives token vectors as they are: no --dimensions, --normalize or --pooling")
-    if npy and tokens:
+    if tokens and output_suffix == ".npy":
         _fail(2, "--tokens gives each input its own shape: write .jsonl")
 
-    async def run() -> str | None:
+    async def run() -> bulk.Outcome:
         # Before the output is touched: a wrong input must not cost what it holds.
-        lines = _checked_input(input_file, output_file, stdin=not texts)
-        total = len(texts) if texts else lines
+        inputs = files.from_texts(texts) if texts else files.from_lines(input_file)
+        bulk.check_apart(input_file, output_file, stdin=not texts)
         async with AsyncClient(server, model=model, timeout_s=timeout_s, priority="bulk") as client:
-            info = await client.model()
-            sink: Sink
-            if output_file is None:
-                sink = JsonLines(sys.stdout.buffer)
-            elif npy:
-                sink = NpyRows(output_file, dimensions or info.hidden_size, resume=resume)
-            else:
-                sink = JsonLines.open(output_file, resume=resume)
-            inputs: Iterator[StreamInput] = iter(texts) if texts else read_inputs(input_file)
-            failed, first = sink.failed, ""
-            with closing(sink), _progress(total, sink.done, shown=output_file is not None) as bar:
-                if total is not None and sink.done > total:
-                    raise BadFile(f"{output_file} has {sink.done} results already, {input_file} only {total} inputs")
-                # One model version for the whole run, whatever the server loads meanwhile.
-                stream = client.encode_stream(
-                    islice(inputs, sink.done, None),
-                    output="tokens" if tokens else "sentence",
-                    truncate=truncate,
-                    model=info.name,
-                    version=info.version,
-                    dimensions=dimensions,
-                    normalize=normalize,
-                    pooling=pooling,
-                )
-                async with aclosing(stream):
-                    async for result in stream:
-                        sink.write(result)
-                        bar.advance(bar.task_ids[0])
-                        if result.error is not None:
-                            failed += 1
-                            first = first or f"; input {sink.done + result.index}: {result.error}"
-                sink.finish()
-            earlier = f", {sink.failed} of them in an earlier run" if sink.failed else ""
-            return f"{failed} inputs failed{earlier}{first}" if failed else None
+            options = bulk.Options("tokens" if tokens else "sentence", truncate, dimensions, normalize, pooling)
+            return await bulk.encode(client, inputs, output_file, options, resume=resume)
 
-    failure = _run(run())
-    if failure is not None:
-        _fail(1, failure)
-
-
-def _checked_input(source: Path | None, output: Path | None, *, stdin: bool) -> int | None:
-    """Lines of the input, None where they cannot be told. Raises BadFile, or OSError if it cannot be read."""
-    if output is not None and output.is_dir():
-        raise BadFile(f"{output} is a directory")
-    if source is None:
-        if stdin and output is not None and output.exists() and os.path.samestat(os.fstat(0), output.stat()):
-            raise BadFile(f"{output} is the input as well as the output")
-        return None
-    # A pipe gives its lines only once.
-    lines = None if source.is_fifo() else count_lines(source)
-    if output is not None and output.exists() and source.samefile(output):
-        raise BadFile(f"{output} is the input as well as the output")
-    return lines
-
-
-@contextmanager
-def _progress(total: int | None, done: int, *, shown: bool) -> Iterator[Progress]:
-    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        bar.add_task("", total=total, completed=done)
-        yield bar
+    outcome = _run(run())
+    if outcome.failed:
+        _fail(1, outcome)
 
 
 @app.command()
@@ -374,7 +313,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except HarkenError as error:
         _fail(1, error)
-    except BadFile as error:
+    except files.BadFile as error:
         _fail(2, error)
     except BrokenPipeError:
         _leave_stdout()

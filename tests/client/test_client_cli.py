@@ -175,47 +175,20 @@ def test_an_output_that_is_the_input_or_a_directory_is_refused(tmp_path: Path) -
     assert source.read_text() == '{"text": "a"}\n'
 
 
-def test_a_npy_killed_between_its_header_and_its_name_is_resumed(target: str, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("a\nb\n")
-    np.save(tmp_path / "two.npy", rows(["a", "b"]))
-    (tmp_path / "two.npy").rename(tmp_path / "out.npy.part")
+def test_a_part_of_another_run_is_refused_by_name(fake: FakeEncoder, target: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\n")
     arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target]
-    finished = harken(*arguments, "--resume")
-    assert (finished.returncode, finished.stderr) == (0, "")
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), rows(["a", "b"]))
-
-
-@pytest.mark.parametrize("other", [np.zeros((2, 9), np.float32), np.zeros((2, 8), np.float64), np.zeros(8, np.float32)])
-def test_a_npy_of_another_shape_is_not_resumed(other: np.ndarray[Any, Any], target: str, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("a\nb\n")
-    np.save(tmp_path / "other.npy", other)
-    (tmp_path / "other.npy").rename(tmp_path / "out.npy.part")
-    finished = harken("encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target, "--resume")
-    assert finished.returncode == 2
-    assert finished.stderr == f"harken: {tmp_path}/out.npy.part holds rows of another size than 8\n"
-
-
-@pytest.mark.parametrize("output", ["out.npy", "out.jsonl"])
-def test_a_resumed_run_remembers_what_failed_before(
-    output: str, fake: FakeEncoder, target: str, tmp_path: Path
-) -> None:
-    fake.refuse_texts = {"bad": BAD}
-    source = tmp_path / "in.txt"
-    source.write_text("a\nbad\nb\n")
-    arguments: list[str | Path] = ["encode", "-i", source, "-o", tmp_path / output, "-s", target]
-    assert harken(*arguments).returncode == 1
-    (tmp_path / output).rename(tmp_path / f"{output}.part")
-
-    source.write_text("a\nbad\n")
-    too_far = harken(*arguments, "--resume")
-    source.write_text("a\nbad\nb\nc\n")
-    finished = harken(*arguments, "--resume")
-
-    assert too_far.returncode == 2
-    assert too_far.stderr == f"harken: {tmp_path / output} has 3 results already, {source} only 2 inputs\n"
-    assert finished.returncode == 1
-    assert finished.stderr == "harken: 1 inputs failed, 1 of them in an earlier run\n"
-    assert (tmp_path / output).exists()
+    fake.stall_streams = True
+    assert harken(*arguments, "--timeout", "0.5").returncode == 1
+    fake.stall_streams = False
+    other = harken(*arguments, "--resume", "--dimensions", "4")
+    assert other.returncode == 2
+    assert other.stderr == (
+        f"harken: {tmp_path}/out.npy.part was begun with dimensions=None, not dimensions=4; "
+        "without --resume it begins anew\n"
+    )
+    assert harken(*arguments, "--resume").returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), rows(["a"]))
 
 
 def test_a_reader_that_leaves_early_is_no_traceback(target: str) -> None:

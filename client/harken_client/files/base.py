@@ -1,0 +1,42 @@
+"""What all inputs and all outputs have in common."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from harken_client.source import StreamInput
+from harken_client.values import StreamResult
+
+
+class BadFile(Exception):
+    """A file that is not what it should be. The message is one line and names the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Inputs in order, wherever they come from.
+
+    read         those from a position on, the first is 0; raises BadFile at one that cannot be read
+    total        how many there are, None where that cannot be told
+    size_bytes   of the file, None where it has no size
+    """
+
+    read: Callable[[int], Iterator[StreamInput]]
+    total: int | None = None
+    size_bytes: int | None = None
+
+
+class Sink(Protocol):
+    """Takes results in order. `done` inputs were written by the run before, `failed` of them as failures.
+
+    What is closed without `finish` is a part that can be resumed.
+    """
+
+    done: int
+    failed: int
+
+    def write(self, result: StreamResult) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...

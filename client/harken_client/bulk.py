@@ -54,10 +54,12 @@ async def encode(
         version=info.version,
         bundle_sha256=info.bundle_sha256,
         input_bytes=inputs.size_bytes,
+        column=inputs.column,
+        id_column=inputs.id_column,
         **asdict(options),
     )
     width = options.dimensions or info.hidden_size
-    sink = open_sink(output, sys.stdout.buffer, run, width=width, resume=resume)
+    sink = open_sink(output, sys.stdout.buffer, run, width=width, id_type=inputs.id_type, resume=resume)
     done, failed, first = sink.done, sink.failed, ""
     with closing(sink), _progress(inputs.total, done, shown=output is not None) as bar:
         # One model version for the whole run, whatever the server loads meanwhile.

@@ -70,14 +70,30 @@ def main() -> None:
 @app.command()
 def encode(
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; without them, and without --input, lines of stdin.")
+        list[str] | None,
+        typer.Argument(help="Texts, or one file as for --input; without either, lines of stdin."),
     ] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", "-i", help='.txt, a text a line, or .jsonl, {"text": ...} or {"ids": [...]} a line.'),
+        typer.Option(
+            "--input",
+            "-i",
+            help='.txt, a text a line; .jsonl, {"text": ...} or {"ids": [...]} a line; or .parquet, a row each.',
+        ),
     ] = None,
+    column: Annotated[
+        str,
+        typer.Option(
+            help="Of .parquet: strings, or lists of token ids. By default text, else ids, "
+            "else the only one of strings, else the only one of lists of integers."
+        ),
+    ] = "",
+    id_column: Annotated[
+        str, typer.Option(help="Of .parquet: strings or integers that stand beside the vectors as id.")
+    ] = "",
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help=".npy or .jsonl; without it JSON lines on stdout.")
+        Path | None,
+        typer.Option("--output", "-o", help=".npy, .jsonl or .parquet; without it JSON lines on stdout."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run left --output.")] = False,
     truncate: Annotated[
@@ -100,23 +116,26 @@ def encode(
     timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Encode texts or token ids, in order and in bounded memory."""
+    input_file, texts = _named_file(texts, input_file)
     output_suffix = output_file.suffix if output_file is not None else ""
     if output_file is not None and output_suffix not in files.OUTPUT_SUFFIXES:
-        _fail(2, f"--output ends in .npy or .jsonl, not as {output_file.name}")
+        _fail(2, f"--output ends in .npy, .jsonl or .parquet, not as {output_file.name}")
     if input_file is not None and input_file.suffix not in files.INPUT_SUFFIXES:
-        _fail(2, f"--input ends in .txt or .jsonl, not as {input_file.name}")
+        _fail(2, f"--input ends in .txt, .jsonl or .parquet, not as {input_file.name}")
     if texts and input_file is not None:
         _fail(2, "texts come as arguments or from --input, not both")
+    if (column or id_column) and (input_file is None or input_file.suffix != ".parquet"):
+        _fail(2, "--column and --id-column are of an input that ends in .parquet")
     if resume and (output_file is None or input_file is None):
-        _fail(2, "--resume needs --input and --output, the same as before")
+        _fail(2, "--resume needs a file of inputs and --output, the same as before")
     if tokens and (dimensions is not None or normalize is not None or pooling is not None):
         _fail(2, "--tokens gives token vectors as they are: no --dimensions, --normalize or --pooling")
-    if tokens and output_suffix == ".npy":
+    if tokens and output_suffix in (".npy", ".parquet"):
         _fail(2, "--tokens gives each input its own shape: write .jsonl")
 
     async def run() -> bulk.Outcome:
         # Before the output is touched: a wrong input must not cost what it holds.
-        inputs = files.from_texts(texts) if texts else files.from_lines(input_file)
+        inputs = files.from_texts(texts) if texts else files.open_inputs(input_file, column=column, id_column=id_column)
         bulk.check_apart(input_file, output_file, stdin=not texts)
         async with AsyncClient(server, model=model, timeout_s=timeout_s, priority="bulk") as client:
             options = bulk.Options("tokens" if tokens else "sentence", truncate, dimensions, normalize, pooling)
@@ -125,6 +144,16 @@ def encode(
     outcome = _run(run())
     if outcome.failed:
         _fail(1, outcome)
+
+
+def _named_file(texts: list[str] | None, input_file: Path | None) -> tuple[Path | None, list[str] | None]:
+    """A single argument that ends as a file of inputs is one; a name mistyped must not be encoded as a text."""
+    if input_file is not None or not texts or len(texts) > 1 or not texts[0].endswith(files.INPUT_SUFFIXES):
+        return input_file, texts
+    # For a Path a name that is too long is an error.
+    if not os.path.exists(texts[0]):
+        _fail(2, f"there is no file {texts[0]}; a text that ends so is given as a line of stdin")
+    return Path(texts[0]), None
 
 
 @app.command()

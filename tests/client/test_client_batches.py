@@ -4,8 +4,8 @@ import json
 
 import grpc
 import pytest
+from client.command import harken
 from client.fake_server import FakeEncoder, Refusal
-from client.test_client_cli import harken
 from harken.v1 import debug_pb2
 from harken.v1 import encoder_pb2 as pb
 from harken_client import AsyncClient, Batch, BatchMember, HarkenError, InternalError

@@ -3,25 +3,16 @@
 import json
 import signal
 import subprocess
-import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pytest
+from client.command import COMMAND, harken
 from client.fake_server import BAD, FakeEncoder, free_port, serving, vector
 from grpc_health.v1 import health_pb2
-
-COMMAND = [sys.executable, "-c", "from harken_client.cli import main; main()"]
-
-
-def harken(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -66,6 +57,13 @@ def test_jsonl_input_carries_ids_and_token_ids(target: str, tmp_path: Path) -> N
     ]
 
 
+def test_a_single_argument_that_ends_as_a_file_is_that_file(target: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\nb c\n")
+    finished = harken("encode", tmp_path / "in.txt", "-s", target)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert records(finished.stdout) == [record(0, "a"), record(1, "b c")]
+
+
 def test_npy_output_has_one_row_per_line(target: str, tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(500)]
     (tmp_path / "in.txt").write_text("\n".join(texts))
@@ -91,40 +89,7 @@ def test_failed_inputs_are_told_and_stop_nothing(fake: FakeEncoder, target: str,
     np.testing.assert_array_equal(encoded, np.stack([vector("a"), np.full(8, np.nan), vector("c")]))
 
 
-@pytest.mark.parametrize(("output", "progress"), [("out.npy", "out.npy.part"), ("out.jsonl", "out.jsonl.part")])
-def test_a_killed_run_is_resumed_where_it_was(
-    output: str, progress: str, fake: FakeEncoder, target: str, tmp_path: Path
-) -> None:
-    texts = [f"text {i} " + "x" * 100 for i in range(3000)]
-    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
-    arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / output, "-s", target]
-    fake.pace_s = 0.001
-    running = subprocess.Popen([*COMMAND, *map(str, arguments)])
-    part = tmp_path / progress
-    while not part.exists() or part.stat().st_size < 20_000:
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.kill()
-    running.wait()
-    assert part.stat().st_size > 0
-    fake.pace_s = 0.0
-    fake.answered.clear()
-    with part.open("ab") as file:
-        file.write(b"torn")
-
-    finished = harken(*arguments, "--resume")
-
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert 0 < fake.answered.total() < 3000
-    if output == "out.npy":
-        np.testing.assert_array_equal(np.load(tmp_path / output), rows(texts))
-    else:
-        expected = [record(i, text) for i, text in enumerate(texts)]
-        assert records((tmp_path / output).read_text()) == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", output]
-
-
-@pytest.mark.parametrize("output", ["out.npy", "out.jsonl"])
+@pytest.mark.parametrize("output", ["out.npy", "out.jsonl", "out.parquet"])
 def test_a_complete_output_is_not_resumed(output: str, target: str, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\n")
     arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / output, "-s", target]
@@ -173,22 +138,6 @@ def test_an_output_that_is_the_input_or_a_directory_is_refused(tmp_path: Path) -
     given = harken("encode", "a", "-o", tmp_path / "dir.npy", "-s", "127.0.0.1:1")
     assert (given.returncode, given.stderr) == (2, f"harken: {tmp_path}/dir.npy is a directory\n")
     assert source.read_text() == '{"text": "a"}\n'
-
-
-def test_a_part_of_another_run_is_refused_by_name(fake: FakeEncoder, target: str, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("a\n")
-    arguments: list[str | Path] = ["encode", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "-s", target]
-    fake.stall_streams = True
-    assert harken(*arguments, "--timeout", "0.5").returncode == 1
-    fake.stall_streams = False
-    other = harken(*arguments, "--resume", "--dimensions", "4")
-    assert other.returncode == 2
-    assert other.stderr == (
-        f"harken: {tmp_path}/out.npy.part was begun with dimensions=None, not dimensions=4; "
-        "without --resume it begins anew\n"
-    )
-    assert harken(*arguments, "--resume").returncode == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), rows(["a"]))
 
 
 def test_a_reader_that_leaves_early_is_no_traceback(target: str) -> None:
@@ -254,11 +203,20 @@ def test_an_error_of_the_server_is_one_line_and_1(target: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["encode", "a", "-o", "x.csv"], "--output ends in .npy or .jsonl, not as x.csv"),
-        (["encode", "-i", "x.csv"], "--input ends in .txt or .jsonl, not as x.csv"),
+        (["encode", "a", "-o", "x.csv"], "--output ends in .npy, .jsonl or .parquet, not as x.csv"),
+        (["encode", "-i", "x.csv"], "--input ends in .txt, .jsonl or .parquet, not as x.csv"),
         (["encode", "a", "-i", "x.txt"], "texts come as arguments or from --input, not both"),
-        (["encode", "a", "--resume"], "--resume needs --input and --output, the same as before"),
+        (["encode", "a", "--resume"], "--resume needs a file of inputs and --output, the same as before"),
         (["encode", "a", "-o", "x.npy", "--tokens"], "--tokens gives each input its own shape: write .jsonl"),
+        (["encode", "a", "-o", "x.parquet", "--tokens"], "--tokens gives each input its own shape: write .jsonl"),
+        (
+            ["encode", "-i", "x.txt", "--id-column", "id"],
+            "--column and --id-column are of an input that ends in .parquet",
+        ),
+        (
+            ["encode", "mistyped.parquet"],
+            "there is no file mistyped.parquet; a text that ends so is given as a line of stdin",
+        ),
         (["health", "--watch", "--wait", "1"], "--watch and --wait exclude one another"),
         (
             ["load", "--concurrency", "1", "--rate", "1"],

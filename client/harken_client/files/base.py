@@ -19,11 +19,16 @@ class Inputs:
     read         those from a position on, the first is 0; raises BadFile at one that cannot be read
     total        how many there are, None where that cannot be told
     size_bytes   of the file, None where it has no size
+    column, id_column   of Parquet, else ""
+    id_type      what Arrow calls the type of the ids, "" where there are none
     """
 
     read: Callable[[int], Iterator[StreamInput]]
     total: int | None = None
     size_bytes: int | None = None
+    column: str = ""
+    id_column: str = ""
+    id_type: str = ""
 
 
 class Sink(Protocol):

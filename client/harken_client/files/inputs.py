@@ -27,6 +27,7 @@ def from_lines(path: Path | None) -> Inputs:
         partial(_read, path),
         total=_count_lines(path) if path is not None and lasting else None,
         size_bytes=path.stat().st_size if path is not None and lasting else None,
+        id_type="string" if _is_json(path) else "",
     )
 
 

@@ -8,6 +8,7 @@ The process may be killed between any two steps:
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,8 @@ class Run:
     normalize: bool | None
     pooling: str | None
     input_bytes: int | None
+    column: str
+    id_column: str
 
     def json(self) -> str:
         return json.dumps(asdict(self))
@@ -41,8 +44,8 @@ class Part:
         self.rows = path.with_name(path.name + ".part")
         self.record = path.with_name(path.name + ".part.json")
 
-    def begin(self, run: Run, *, resume: bool) -> bool:
-        """Whether there are rows to go on with; otherwise `rows` is made, an empty file.
+    def begin(self, run: Run, *, resume: bool, folder: bool = False) -> bool:
+        """Whether there are rows to go on with; otherwise `rows` is made, an empty file or a folder.
 
         Raises BadFile if there is nothing to resume because FILE is complete, or if another run left the part.
         """
@@ -53,7 +56,11 @@ class Part:
             self._check_equal(left, asdict(run))
             return True
         self.record.unlink(missing_ok=True)
-        self.rows.write_bytes(b"")
+        remove(self.rows)
+        if folder:
+            self.rows.mkdir()
+        else:
+            self.rows.touch()
         self.record.write_text(run.json() + "\n", encoding="utf-8")
         return False
 
@@ -73,7 +80,20 @@ class Part:
 
     def finish(self, file: BinaryIO) -> None:
         """Give `file`, which is `rows`, the name of the output."""
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
         os.replace(self.rows, self.path)
         self.record.unlink()
+
+
+def sync(file: BinaryIO) -> None:
+    """A name must not outlive what it names."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder and all in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ model: | .venv/.demo
 # Their own environments: what they need does not go together with what we need.
 build/contract/.done: tests/contract/setup_perf_analyzer.sh tests/contract/requirements
 	@echo "== setting up other people's clients (minutes, once)"
-	@for name in triton kserve openai; do \
+	@for name in triton kserve openai langchain; do \
 	  $(PYTHON) -m venv build/contract/$$name && \
 	  build/contract/$$name/bin/python -m pip --disable-pip-version-check install --quiet \
 	    -r tests/contract/requirements/$$name.txt || exit 1; \

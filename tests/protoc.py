@@ -1,7 +1,8 @@
-"""The generated Python modules of proto/: write them, or check them and the contracts themselves.
+"""What is generated of proto/: write it, or check it and the contracts themselves.
 
-`make proto` writes them beside their sources. `make lint` checks that they are what the sources give, and that
-buf's standard rules hold, with the exceptions named here.
+Python modules, and the descriptors of the Open Inference Protocol, which the client loads without them. `make proto`
+writes all of it beside its sources. `make lint` checks that it is what the sources give, and that buf's standard rules
+hold, with the exceptions named here.
 """
 
 import shutil
@@ -15,6 +16,7 @@ from grpc_tools import __file__ as grpc_tools_file  # type: ignore[import-untype
 from grpc_tools import protoc
 
 PROTO = Path(__file__).resolve().parents[1] / "proto"
+DESCRIBED = PROTO / "harken/oip/inference.proto"
 GOOGLE = Path(grpc_tools_file).parent / "_proto"
 COMMON = Path(status_pb2.__file__).parents[2]  # holds google/rpc/status.proto
 
@@ -49,6 +51,8 @@ def generate(target: Path) -> None:
             outputs += ["grpc_python_out", "mypy_grpc_out"]
         arguments = ["protoc", f"-I{PROTO}", f"-I{GOOGLE}", f"-I{COMMON}"]
         arguments += [f"--{output}={_options(output)}{target}" for output in outputs]
+        if source == DESCRIBED:
+            arguments.append(f"--descriptor_set_out={(target / source.relative_to(PROTO)).with_suffix('.binpb')}")
         if protoc.main([*arguments, str(source)]):
             raise RuntimeError(f"protoc refused {source}")
 
@@ -57,20 +61,24 @@ def _options(output: str) -> str:
     return "quiet:" if output.startswith("mypy") else ""
 
 
+def _generated(folder: Path) -> dict[Path, bytes]:
+    paths = [*folder.rglob("*_pb2*.py*"), *folder.rglob("*.binpb")]
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
 def check() -> list[str]:
     """What is not as it should be, a line each."""
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
         generate(fresh)
-        made = {path.relative_to(fresh): path.read_bytes() for path in fresh.rglob("*_pb2*.py*")}
-        held = {path.relative_to(PROTO): path.read_bytes() for path in PROTO.rglob("*_pb2*.py*")}
+        made, held = _generated(fresh), _generated(PROTO)
         stale = sorted(path for path in made.keys() | held.keys() if made.get(path) != held.get(path))
         wrong += [f"proto/{path} is not what its .proto gives: run make proto" for path in stale]
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         (workspace / "buf.yaml").write_text(BUF)
-        sources = shutil.ignore_patterns("*.py", "*.pyi", "__pycache__")
+        sources = shutil.ignore_patterns("*.py", "*.pyi", "*.binpb", "__pycache__")
         shutil.copytree(PROTO, workspace / "proto", ignore=sources)
         (workspace / "common/google/rpc").mkdir(parents=True)
         shutil.copy(COMMON / "google/rpc/status.proto", workspace / "common/google/rpc")

@@ -17,18 +17,19 @@ from rich.table import Table
 
 from harken_client import batches, bulk, files
 from harken_client.client import (
-    DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     MOST_EXPLAINED,
     AsyncClient,
 )
-from harken_client.connection import Connection
 from harken_client.errors import HarkenError
-from harken_client.load import report, runner, scrape, summary, workload
+from harken_client.load import protocols, report, runner, scrape, summary, workload
 from harken_client.load.pacer import ClosedLoop, OpenLoop
 
 T = TypeVar("T")
+
+# Where a server has them unless it was told otherwise.
+_HTTP_PORT, _METRICS_PORT = 8000, 8002
 
 # Distinct sequences of a load run; a longer run sends them again.
 _POOL = 8192
@@ -258,6 +259,14 @@ def load(
     ] = 2.0,
     deadline_ms: Annotated[int, typer.Option(help="Deadline of each call.", min=1)] = 30_000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same.", min=0)] = 0,
+    protocol: Annotated[
+        protocols.ProtocolName,
+        typer.Option(help="harken; oip, Open Inference over gRPC; openai, /v1/embeddings over HTTP, in base64."),
+    ] = "harken",
+    http_url: Annotated[
+        str,
+        typer.Option("--http", help="The server's HTTP, for openai; by default port 8000 of the host of --server."),
+    ] = "",
     metrics_url: Annotated[
         str,
         typer.Option("--metrics", help="The server's metrics, or none; by default port 8002 of the host of --server."),
@@ -269,9 +278,14 @@ def load(
     """Send load, and report latency, throughput and what the server did with it."""
     if concurrency is not None and rate_per_s is not None:
         _fail(2, "--concurrency (closed loop) and --rate (open loop) exclude one another")
+    if protocol != "harken" and (text or tokens):
+        _fail(2, f"--protocol {protocol} sends token ids and gets sentence vectors: no --text or --tokens")
+    if http_url and protocol != "openai":
+        _fail(2, f"--http is for --protocol openai, not {protocol}")
     if json_file not in ("", "-"):
         _check_writable(Path(json_file))
-    metrics_url = metrics_url or scrape.url_beside(server)
+    http_url = http_url or scrape.url_beside(server, _HTTP_PORT)
+    metrics_url = metrics_url or scrape.url_beside(server, _METRICS_PORT) + "/metrics"
     plan = runner.Plan(
         pacer=ClosedLoop(concurrency or 16) if rate_per_s is None else OpenLoop(rate_per_s, seed),
         duration_s=duration_s,
@@ -303,13 +317,12 @@ def load(
             )
         except (ValueError, OSError) as error:
             _fail(2, error)
-        connection = Connection(server, max_message_bytes=DEFAULT_MAX_MESSAGE_BYTES, max_attempts=1, credentials=None)
-        try:
-            done = await runner.run(connection, runner.requests(work, plan, info), plan, read_metrics)
-        finally:
-            await connection.close()
+        if protocol != "harken" and isinstance(work.inputs[0], str):
+            _fail(2, f"--protocol {protocol} sends token ids, and {lengths} holds texts")
+        async with protocols.connected(protocol, server, http_url, info, plan.output) as sender:
+            done = await runner.run(sender, runner.messages(sender, work, plan), plan, read_metrics)
         of_client, of_server, reason = summary.figures(done, plan, info.name)
-        return report.Report(report.setup_of(server, info, plan, work), of_client, of_server), reason
+        return report.Report(report.setup_of(server, protocol, info, plan, work), of_client, of_server), reason
 
     result, reason = _run(run())
     if reason and metrics_url != "none":

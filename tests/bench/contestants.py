@@ -15,11 +15,12 @@ from typing import Any
 import grpc
 from bench.batching import WINDOW, Policy
 from bench.machine import process_s
-from bench.workloads import Mix, messages
+from bench.workloads import MODEL, Mix, messages
 from harken.v1 import encoder_pb2_grpc
 from harken_client.connection import Connection
 from harken_client.load import runner
 from harken_client.load.pacer import LATE_S, Call, ClosedLoop, OpenLoop
+from harken_client.load.sender import EncodeSender
 from harken_client.load.summary import of_client
 
 ENOUGH_S = 120.0
@@ -97,7 +98,8 @@ def send(
     async def run() -> list[Call]:
         connection = Connection(server.target, max_message_bytes=_MESSAGE_BYTES, max_attempts=1, credentials=None)
         try:
-            return (await runner.run(connection, outgoing, plan, _nothing)).calls
+            sender = EncodeSender(connection, MODEL, 0, plan.output)
+            return (await runner.run(sender, outgoing, plan, _nothing)).calls
         finally:
             await connection.close()
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
@@ -199,3 +200,41 @@ def test_lengths_that_make_no_sense_are_one_line_and_2(target: str) -> None:
     assert finished.returncode == 2
     assert finished.stderr.startswith("harken: lengths 'normal' are not one of lognormal:median=40")
     assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--protocol", "oip", "--text"],
+            "--protocol oip sends token ids and gets sentence vectors: no --text or --tokens",
+        ),
+        (
+            ["--protocol", "openai", "--tokens"],
+            "--protocol openai sends token ids and gets sentence vectors: no --text or --tokens",
+        ),
+        (["--http", "http://x"], "--http is for --protocol openai, not harken"),
+    ],
+)
+def test_what_a_protocol_does_not_carry_is_one_line_and_2(target: str, arguments: list[str], line: str) -> None:
+    finished = load(target, *arguments)
+    assert (finished.returncode, finished.stderr) == (2, f"harken: {line}\n")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://[::1", "localhost:8000"])
+def test_an_http_address_that_is_none_is_one_line_and_2(target: str, url: str) -> None:
+    finished = load(target, "--protocol", "openai", "--http", url, "--metrics", "none")
+    assert (finished.returncode, finished.stderr) == (2, f"harken: {url} is no http address\n")
+
+
+def test_a_file_of_texts_is_not_sent_where_token_ids_are(target: str, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_text("a text\n")
+    finished = load(target, "--protocol", "oip", "--lengths", f"file:{tmp_path}/texts")
+    line = f"harken: --protocol oip sends token ids, and file:{tmp_path}/texts holds texts\n"
+    assert (finished.returncode, finished.stderr) == (2, line)
+
+
+def test_a_server_without_the_protocol_is_told_so(target: str) -> None:
+    finished = load(target, "--protocol", "oip", "--metrics", "none", "--json", "-")
+    assert (finished.returncode, finished.stderr) == (1, "harken: no call was answered\n")
+    assert json.loads(finished.stdout)["client"]["errors"].keys() == {"UNIMPLEMENTED"}

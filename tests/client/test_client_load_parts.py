@@ -266,8 +266,8 @@ def test_counters_of_other_models_and_gauges_may_fall() -> None:
         ("dns:///a.b:1", "a.b"), ("ipv4:10.0.0.1:1", "10.0.0.1"), ("unix:/run/x", "127.0.0.1"),
     ],
 )  # fmt: skip
-def test_metrics_are_looked_for_beside_the_server(target: str, host: str) -> None:
-    assert url_beside(target) == f"http://{host}:8002/metrics"
+def test_metrics_and_http_are_looked_for_beside_the_server(target: str, host: str) -> None:
+    assert url_beside(target, 8002) == f"http://{host}:8002"
 
 
 INFO = ModelInfo("m", 3, True, 384, 512, BERT, 6, 12, True, "fp32", "cpu", "", "", "")
@@ -279,7 +279,7 @@ def report(*, scraped: bool) -> Report:
     work = build("fixed:10", count=4, seed=7, vocab_size=BERT, max_length=512)
     client, server, reason = figures(Run(calls, metrics, metrics), PLAN, "m")
     assert reason == ("" if scraped else "did not answer")
-    return Report(setup_of("host:1", INFO, PLAN, work), client, server)
+    return Report(setup_of("host:1", "harken", INFO, PLAN, work), client, server)
 
 
 def rendered(result: Report) -> str:
@@ -293,6 +293,7 @@ def test_a_report_tells_setup_and_figures() -> None:
     text = rendered(report(scraped=True))
     for part in (
         "host:1, m/3 fp32 on cpu",
+        "harken",
         "closed loop, 4 calls under way, 2 token ids inputs a call, sentence output",
         "fixed:10, seed 7",
         "3 s after 1 s of warm-up, deadline 30 s",

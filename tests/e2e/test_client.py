@@ -98,6 +98,33 @@ def test_the_load_test_reads_both_sides(minilm_server: RunningServer, tmp_path: 
     assert "open loop, 20 calls/s" in content["setup"]["pace"]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "method"), [("harken", "Encode"), ("oip", "ModelInfer"), ("openai", "POST /v1/embeddings")]
+)
+def test_a_load_over_each_protocol_is_what_the_server_counts(
+    tiny_server: RunningServer, protocol: str, method: str
+) -> None:
+    def counted() -> list[float]:
+        return [
+            tiny_server.total("harken_requests_total", method=method, code="OK"),
+            tiny_server.total("harken_finished_total", outcome="answered"),
+        ]
+
+    before = counted()
+    urls = [f"http://127.0.0.1:{port}" for port in (tiny_server.http_port, tiny_server.metrics_port)]
+    command = [str(BIN / "harken"), "load", "--server", tiny_server.target, "--metrics", f"{urls[1]}/metrics"]
+    command += ["--protocol", protocol, *(["--http", urls[0]] if protocol == "openai" else [])]
+    options = ["--duration", "1", "--warmup", "0", "--inputs-per-call", "4", "--json", "-"]
+    done = subprocess.run([*command, *options], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["setup"]["protocol"] == protocol
+    calls = report["client"]["calls"]
+    assert calls > 0
+    assert report["client"]["errors"] == {}
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [calls, 4 * calls]
+
+
 def test_the_demo_shows_meaning_and_figures_and_leaves_nothing_running(minilm_models: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "docs" / "demo.py"), "--models", str(minilm_models), "--load-s", "2"]
     done = subprocess.run(command, check=True, timeout=180, capture_output=True, text=True, cwd=REPOSITORY)

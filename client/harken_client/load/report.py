@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harken_client.load.pacer import ClosedLoop, OpenLoop
+from harken_client.load.protocols import ProtocolName
 from harken_client.load.runner import Plan
 from harken_client.load.summary import ClientFigures, ServerFigures, Spread
 from harken_client.load.workload import Workload
@@ -24,6 +25,7 @@ class Setup:
     """Everything that a reader needs to repeat the run."""
 
     server: str
+    protocol: ProtocolName
     model: str
     version: int
     precision: str
@@ -52,9 +54,10 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
-def setup_of(target: str, info: ModelInfo, plan: Plan, workload: Workload) -> Setup:
+def setup_of(target: str, protocol: ProtocolName, info: ModelInfo, plan: Plan, workload: Workload) -> Setup:
     return Setup(
         server=target,
+        protocol=protocol,
         model=info.name,
         version=info.version,
         precision=info.precision,
@@ -91,7 +94,10 @@ def render(report: Report, console: Console) -> None:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     setup, client, server = report.setup, report.client, report.server
-    yield "server", f"{setup.server}, {setup.model}/{setup.version} {setup.precision} on {setup.device}"
+    yield (
+        "server",
+        f"{setup.server}, {setup.model}/{setup.version} {setup.precision} on {setup.device}, over {setup.protocol}",
+    )
     yield "pace", f"{setup.pace}, {setup.inputs_per_call} {setup.inputs} inputs a call, {setup.output} output"
     yield "lengths", f"{setup.lengths}, seed {setup.seed}"
     yield (

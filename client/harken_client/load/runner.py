@@ -5,17 +5,15 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
-from harken.v1 import encoder_pb2 as pb
-
-from harken_client import wire
-from harken_client.connection import Connection
-from harken_client.errors import HarkenError, from_status
+from harken_client.errors import HarkenError
 from harken_client.load.pacer import Call, ClosedLoop, OpenLoop
 from harken_client.load.scrape import Metrics
+from harken_client.load.sender import Answer, Message, Sender
 from harken_client.load.workload import Workload
 from harken_client.retry import Deadline
-from harken_client.values import ModelInfo, Output
+from harken_client.values import Output
 
 # A worker of the closed loop that was refused at once does not come back at once.
 _PAUSE_AFTER_FAILURE_S = 0.01
@@ -46,29 +44,20 @@ class Run:
     after: Metrics | None
 
 
-def requests(workload: Workload, plan: Plan, info: ModelInfo) -> list[pb.EncodeRequest]:
-    """The calls' messages, made beforehand so that the sending is light."""
-    options = wire.options_message(plan.output, True, "interactive", "", {})
-    messages = [wire.input_message(value) for value in workload.inputs]
-    return [
-        pb.EncodeRequest(
-            model=info.name,
-            version=info.version,
-            options=options,
-            inputs=messages[start : start + plan.inputs_per_call],
-        )
-        for start in range(0, len(messages), plan.inputs_per_call)
-    ]
+def messages(sender: Sender[Message], workload: Workload, plan: Plan) -> list[Message]:
+    """Those of the calls, each with the next inputs."""
+    size = plan.inputs_per_call
+    return [sender.message(workload.inputs[start : start + size]) for start in range(0, len(workload.inputs), size)]
 
 
 async def run(
-    connection: Connection,
-    messages: Sequence[pb.EncodeRequest],
+    sender: Sender[Message],
+    messages: Sequence[Message],
     plan: Plan,
     scrape: Callable[[], Awaitable[Metrics | None]],
 ) -> Run:
-    """`connection` makes one attempt for each call, so that every refusal is seen."""
-    runner = _Runner(connection, itertools.cycle(messages), plan)
+    """Send the messages in their order, and then again."""
+    runner = _Runner(sender, itertools.cycle(messages), plan)
     sending = asyncio.create_task(
         runner.closed(plan.pacer) if isinstance(plan.pacer, ClosedLoop) else runner.open(plan.pacer)
     )
@@ -83,10 +72,10 @@ async def run(
     return Run(runner.calls, before, after)
 
 
-class _Runner:
-    def __init__(self, connection: Connection, messages: Iterator[pb.EncodeRequest], plan: Plan) -> None:
+class _Runner(Generic[Message]):
+    def __init__(self, sender: Sender[Message], messages: Iterator[Message], plan: Plan) -> None:
         self.calls: list[Call] = []
-        self._connection = connection
+        self._sender = sender
         self._messages = messages
         self._plan = plan
         self._start_s = time.monotonic()
@@ -120,22 +109,14 @@ class _Runner:
         message = next(self._messages)
         sent_s = self._now_s()
         deadline = Deadline.after(self._plan.deadline_s, time.monotonic())
-        sequences = tokens = 0
-        failures: list[str] = []
         pause_s = 0.0
         try:
-            response = await self._connection.call(self._connection.stub.Encode, message, deadline)
+            answer = await self._sender.send(message, deadline)
         except HarkenError as error:
-            failures.append(_named(error))
+            answer = Answer(0, 0, (error,))
             pause_s = max(error.retry_after_s or 0.0, _PAUSE_AFTER_FAILURE_S)
-        else:
-            for result in response.results:
-                if result.HasField("error"):
-                    failures.append(_named(from_status(result.error)))
-                else:
-                    sequences += 1
-                    tokens += result.tokens
-        self.calls.append(Call(intended_s, sent_s, self._now_s(), sequences, tokens, tuple(failures)))
+        failures = tuple(_named(error) for error in answer.errors)
+        self.calls.append(Call(intended_s, sent_s, self._now_s(), answer.sequences, answer.tokens, failures))
         return pause_s
 
 

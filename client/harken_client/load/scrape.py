@@ -12,7 +12,6 @@ _LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(.)")
 _TIMEOUT_S = 5.0
-_PORT = 8002
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +119,11 @@ def scrape(url: str) -> Metrics:
         raise OSError(f"{url} cannot be read: {error}") from error
 
 
-def url_beside(target: str) -> str:
-    """Where the server at `target` (host:port) has its metrics unless it was told otherwise."""
+def url_beside(target: str, port: int) -> str:
+    """http, on `port` of the host of `target` (host:port)."""
     if target.startswith("unix:"):
-        return f"http://127.0.0.1:{_PORT}/metrics"
+        return f"http://127.0.0.1:{port}"
     address = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target)
     # An address of IPv6 stands in brackets before its port.
     host = address if address.endswith("]") else address.rpartition(":")[0] or address
-    return f"http://{host}:{_PORT}/metrics"
+    return f"http://{host}:{port}"

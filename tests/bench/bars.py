@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import grpc
-from bench import closed_loop, machine, open_loop, workloads
+from bench import closed_loop, machine, mixed, open_loop, workloads
 from bench.hall import BUILD, Hall
 from bench.measure import QUICK, Measure, Pace
 from bench.pairs import FOREIGN_LIMIT, Outcome, quartiles
@@ -31,6 +31,7 @@ ROWS: dict[str, Callable[[Measure], list[Outcome]]] = {
     "w3-half": open_loop.w3_half,
     "w1-tail": open_loop.w1_tail,
     "overload": open_loop.overload,
+    "w1-bulk": mixed.w1_bulk,
 }
 """In this order: the open loops take their rates from the closed ones."""
 

@@ -48,6 +48,11 @@ class Hall(ExitStack):
         return self._harken(models)
 
     @cached_property
+    def bulk(self) -> Lines:
+        """The client of a bulk stream to the server under test."""
+        return self.enter_context(lines("bench.bulk", self.harken.target))
+
+    @cached_property
     def limit(self) -> Limit:
         """The engine alone, fp32."""
         return Limit(self.enter_context(lines("bench.limit", str(self._bundle / "model.onnx"))))

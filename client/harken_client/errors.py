@@ -27,7 +27,6 @@ from google.rpc import (  # type: ignore[import-untyped]  # googleapis-common-pr
 )
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _INDEX = re.compile(r"\binputs\[(\d+)\]")
 # What the server calls an input of a stream: it is the message's only one.
 _INPUT = re.compile(r"\binputs\[\d+\]|\binput\.input\b")
@@ -160,21 +159,14 @@ def from_status(status: status_pb2.Status) -> HarkenError:
 
 
 def from_rpc(error: grpc.RpcError) -> HarkenError:
-    """The exception for a call that ended with another status than OK.
-
-    Reads google.rpc details from the trailers. A negative `grpc-retry-pushback-ms`
-    there means never again, whatever the details say.
-    """
+    """The exception for a call that ended with another status than OK. Reads google.rpc details from the trailers."""
     # Both of grpcio's kinds of RpcError are also a grpc.Call; the base class promises nothing.
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     trailers = dict(error.trailing_metadata() or ())
     status = _status_in(trailers.get(_DETAILS_KEY))
     if status is None or status.code != error.code().value[0]:
         status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
-    failure = from_status(status)
-    if _refuses_retry(trailers.get(_PUSHBACK_KEY)):
-        failure.retry_after_s = None
-    return failure
+    return from_status(status)
 
 
 def moved(error: HarkenError, by: int) -> HarkenError:
@@ -231,12 +223,3 @@ def _status_in(packed: str | bytes | None) -> status_pb2.Status | None:
         return status_pb2.Status.FromString(packed)
     except DecodeError:
         return None
-
-
-def _refuses_retry(pushback_ms: str | bytes | None) -> bool:
-    if pushback_ms is None:
-        return False
-    try:
-        return int(pushback_ms) < 0
-    except ValueError:
-        return True  # gRFC A6: a value that is no number means do not retry

@@ -81,7 +81,6 @@ async def test_one_attempt_means_one_call(fake: FakeEncoder, target: str) -> Non
     [
         (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED), Overloaded),
         (Refusal(grpc.StatusCode.UNAVAILABLE), Unavailable),
-        (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_s=0.01, pushback_ms=-1), Overloaded),
         (Refusal(grpc.StatusCode.INVALID_ARGUMENT, pushback_ms=-1), InvalidInput),
         (Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, pushback_ms=-1), DeadlineExceeded),
         (Refusal(grpc.StatusCode.INTERNAL), InternalError),

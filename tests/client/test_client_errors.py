@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from client.fake_server import BUSY, DRAINING, Refusal
+from client.fake_server import BUSY, Refusal
 from google.protobuf import any_pb2
 from google.rpc import status_pb2  # type: ignore[import-untyped]  # googleapis-common-protos has no py.typed
 from harken_client import FieldViolation, HarkenError, InternalError, InvalidInput, Overloaded, Unavailable
@@ -45,13 +45,6 @@ def test_details_that_do_not_fit_the_status_are_not_believed(details: Any) -> No
     error = from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, grpc_status_details_bin=details))
     assert isinstance(error, Unavailable)
     assert (error.message, error.retry_after_s) == ("plain words", None)
-
-
-@pytest.mark.parametrize(("pushback_ms", "retry_after_s"), [("5", 0.01), ("-1", None), ("soon", None)])
-def test_a_negative_pushback_forbids_what_retry_info_invites(pushback_ms: str, retry_after_s: float | None) -> None:
-    details = DRAINING.status().SerializeToString()
-    trailers = {"grpc_status_details_bin": details, "grpc_retry_pushback_ms": pushback_ms}
-    assert from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, **trailers)).retry_after_s == retry_after_s
 
 
 def test_positions_are_moved_wherever_they_are_named() -> None:

@@ -3,6 +3,7 @@
 import inspect
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
@@ -80,7 +81,7 @@ def test_every_problem_has_a_sentence_and_a_reason(kind: type[errors.Problem]) -
     assert refused.reason == refused.reason.upper()
     assert refused.status.message.startswith("seven: ")
     assert refused.retry_after_s is None
-    assert dict(refused.trailers())["grpc-retry-pushback-ms"] == "-1"
+    assert dict(refused.trailers(None))["grpc-retry-pushback-ms"] == "-1"
 
 
 def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
@@ -95,10 +96,41 @@ def test_what_may_succeed_later_says_when_and_nothing_else_does() -> None:
         errors.BacklogFull(0, 9, 6, "tokens", 0.25),
     ]  # fmt: skip
     assert [answer(refusal, "id").retry_after_s for refusal in later] == [0.25, 1.0, 1.0, 1.0]
-    assert [dict(answer(refusal, "id").trailers())["grpc-retry-pushback-ms"] for refusal in later] == [
+    assert [dict(answer(refusal, "id").trailers(None))["grpc-retry-pushback-ms"] for refusal in later] == [
         "250", "1000", "1000", "1000",
     ]  # fmt: skip
     assert [answer(refusal, "id").retry_after_s for refusal in never] == [None] * len(never)
+
+
+def test_grpc_is_told_never_where_its_caller_would_not_wait_so_long() -> None:
+    def told(retry_after_s: float, remaining_s: float | None) -> dict[str, str | bytes]:
+        return dict(answer(errors.NotReady("draining", retry_after_s), "id").trailers(remaining_s))
+
+    pushbacks = [told(*pause)["grpc-retry-pushback-ms"] for pause in ((1.0, None), (1.0, 1.1), (1.0, 1.0), (0.0, 0.5))]
+    assert pushbacks == ["1000", "1000", "-1", "1"]
+    # The details say it all the same: the caller may ask again, with more time.
+    assert told(1.0, 0.5)["grpc-status-details-bin"] == told(1.0, None)["grpc-status-details-bin"]
+
+
+async def test_a_call_ends_with_the_pause_that_its_caller_can_keep() -> None:
+    async def refuse(_: object) -> None:
+        raise errors.NotReady("draining", 1.0)
+
+    def context(remaining_s: float | None) -> AsyncMock:
+        answered = AsyncMock(abort=AsyncMock(side_effect=grpc.aio.AbortError))
+        answered.configure_mock(
+            time_remaining=Mock(return_value=remaining_s), invocation_metadata=Mock(return_value=()),
+            set_trailing_metadata=Mock(), add_done_callback=Mock(),
+        )  # fmt: skip
+        return answered
+
+    calls = Calls(Metrics(), lambda: 0.0, max_request_s=30.0)
+    for remaining_s, pushback_ms in ((0.5, "-1"), (None, "1000")):
+        caller = context(remaining_s)
+        with pytest.raises(grpc.aio.AbortError):
+            await calls.answer("Encode", caller, refuse)
+        _, _, trailers = caller.abort.await_args.args
+        assert dict(trailers)["grpc-retry-pushback-ms"] == pushback_ms
 
 
 REFUSALS = [
@@ -143,5 +175,5 @@ def test_trailers_stay_small_whatever_was_sent() -> None:
         errors.InvalidRequest(tuple(errors.TextNotAccepted("inputs[0].text", long) for _ in range(16))),
     ]
     for refusal in refusals:
-        size = sum(len(key) + len(value) for key, value in answer(refusal, "id").trailers())
+        size = sum(len(key) + len(value) for key, value in answer(refusal, "id").trailers(None))
         assert size * 4 / 3 < 8192

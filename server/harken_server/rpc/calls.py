@@ -90,7 +90,7 @@ class Calls:
             return await self.run(call, work)
         except Refused as refused:
             said = refused.answer
-            await context.abort(said.code, said.status.message, (*said.trailers(), *named))
+            await context.abort(said.code, said.status.message, (*said.trailers(context.time_remaining()), *named))
         raise AssertionError("abort raises")
 
     def begin(self, method: str, remaining_s: float | None, request_id: str, tenant: str) -> Call:

@@ -38,9 +38,17 @@ class Answer:
     retry_after_s: float | None
     """None: the same request will never succeed, or was the caller's to end."""
 
-    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
-        """The trailing metadata that carries the details, and tells gRPC's own retries when."""
-        pushback_ms = -1 if self.retry_after_s is None else max(round(self.retry_after_s * 1000), 1)
+    def trailers(self, remaining_s: float | None) -> tuple[tuple[str, str | bytes], ...]:
+        """The trailing metadata that carries the details, and tells gRPC's own retries when.
+
+        `remaining_s` is the caller's time (None: no deadline). gRPC would wait past it, and the caller would learn only
+        that it is over: where the pause takes all of it, the word to gRPC is never.
+        """
+        after_s = self.retry_after_s
+        if after_s is None or (remaining_s is not None and after_s >= remaining_s):
+            pushback_ms = -1
+        else:
+            pushback_ms = max(round(after_s * 1000), 1)
         return ((_PUSHBACK, str(pushback_ms)), (_DETAILS, self.status.SerializeToString()))
 
 

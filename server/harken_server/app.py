@@ -95,7 +95,9 @@ class App:
             Keys(shared=settings.share_identical, kept=results.kept),
             CLOCK,
         )
-        self._streams: Final = Streams(settings.max_stream_unanswered, settings.max_request_s)
+        self._streams: Final = Streams(
+            settings.max_stream_unanswered, settings.max_request_s, settings.max_connection_age_s
+        )
         tenants = Tenants(settings.trust_tenants, settings.weights_by_tenant)
         self._calls: Final = Calls(self._metrics, tenants, CLOCK, settings.max_request_s)
         self._server: Final = make_server(settings)

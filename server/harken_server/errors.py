@@ -282,6 +282,14 @@ class NotReady(Refusal):
 
 
 @dataclass
+class StreamTooOld(Refusal):
+    """A stream, all of whose read messages are answered, is as old as a connection may be."""
+
+    limit_s: float
+    retry_after_s: float
+
+
+@dataclass
 class Expired(Refusal):
     """The deadline passed. `by_cap`: it was the server's own cap, not the caller's deadline."""
 

@@ -186,6 +186,14 @@ class Settings(BaseSettings):
         le=600,
         description="Most seconds at the start for running a grid of batch shapes, which warms up and measures costs.",
     )
+    max_connection_age_s: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="After so many seconds (give or take 10 %) a gRPC connection takes no new calls, and a stream of "
+        "inputs answers what it has read and ends as UNAVAILABLE, to be resumed. Behind a headless service a client "
+        "resolves the name again only when it loses a connection: without a bound it never meets new pods. 0: none.",
+    )
     min_ping_interval_s: float = Field(
         10.0,
         ge=0,

@@ -235,6 +235,33 @@ async def test_a_stream_in_a_drain_answers_what_was_read_and_ends_as_unavailable
         assert server.wait_exit() == 0
 
 
+async def test_a_stream_as_old_as_a_connection_may_be_answers_what_was_read_and_ends_as_unavailable(
+    minilm_models: Path,
+) -> None:
+    with running_server(minilm_models, "--max-connection-age-s", "2", "--warmup-s", "1") as server:
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            call = open_stream(channel, timeout_s=60)
+            for index in range(250):
+                await call.write(given(str(index), *ids([101] * 100)).SerializeToString())
+            answered = 0
+            try:
+                while (raw := await call.read()) is not grpc.aio.EOF:
+                    answer = pb.EncodeStreamResponse.FromString(raw)
+                    assert answer.result.HasField("embedding"), answer.result.error
+                    answered += 1
+                pytest.fail("the stream ended as if it were complete")
+            except grpc.aio.AioRpcError as error:
+                old = refused(error)
+            assert (old.code, old.reason, old.retry_after_s, old.pushback_ms) == (
+                "UNAVAILABLE", "STREAM_TOO_OLD", 0.0, "1",
+            )  # fmt: skip
+            assert old.message == (
+                "the stream is 2 s old, the server's max_connection_age_s; send the rest on a new one"
+            )
+            assert answered == server.total("harken_accepted_total")
+            assert server.total("harken_rejected_total") == 0
+
+
 async def test_a_stream_that_was_complete_before_a_drain_ends_well(minilm_models: Path) -> None:
     with running_server(minilm_models, "--warmup-s", "1") as server:
         async with grpc.aio.insecure_channel(server.target) as channel:

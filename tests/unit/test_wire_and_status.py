@@ -139,7 +139,10 @@ REFUSALS = [
     errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
     errors.NotReady("loading", 1.0), errors.NotReady("draining", 1.0),
 ]  # fmt: skip
-ENDINGS = [errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_FINITE"), errors.NoMemory(1.0)]
+ENDINGS = [
+    errors.StreamTooOld(300.0, 0.0), errors.Expired(True), errors.Abandoned(), errors.ComputeFailed("NOT_FINITE"),
+    errors.NoMemory(1.0),
+]  # fmt: skip
 
 
 def test_every_refusal_is_counted_by_its_reason_and_told_on_the_page() -> None:

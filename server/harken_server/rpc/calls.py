@@ -29,7 +29,7 @@ REQUEST_ID: Final = "x-request-id"
 """The name of the metadata, or header, that a caller may give an id in, and in which it comes back."""
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _MOMENT_S: Final = 0.1
-_NOT_REJECTED: Final = (errors.Expired, errors.Abandoned, errors.ComputeFailed, errors.NoMemory)
+_NOT_REJECTED: Final = (errors.StreamTooOld, errors.Expired, errors.Abandoned, errors.ComputeFailed, errors.NoMemory)
 """What ends a call by its own deadline, by its caller, or after it was accepted."""
 Context = grpc.aio.ServicerContext[Any, Any]
 

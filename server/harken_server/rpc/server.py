@@ -13,12 +13,15 @@ from harken_server.settings import Settings
 # Beyond a message over the limit that we answer ourselves, with details, gRPC refuses in its own words.
 _HARD_LIMIT: Final = 2
 _HANDSHAKE_MS: Final = 5_000
+# For the last answers and the status of a stream, after all that it may take.
+_ENDING_S: Final = 1.0
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:
     """A server with the settings' limits, and nothing registered."""
     return grpc.aio.server(
         options=[
+            *_age_limits(settings),
             ("grpc.so_reuseport", int(settings.so_reuseport)),
             ("grpc.max_receive_message_length", _HARD_LIMIT * settings.max_message_bytes),
             # An answer's size is checked before it is computed.
@@ -33,6 +36,18 @@ def make_server(settings: Settings) -> grpc.aio.Server:
             ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
         ]
     )
+
+
+def _age_limits(settings: Settings) -> list[tuple[str, int]]:
+    age_s = settings.max_connection_age_s
+    if not age_s:
+        return []
+    # A stream may begin on a connection that is about to be too old, and read its last input when it is so itself.
+    grace_s = age_s + settings.max_request_s + _ENDING_S
+    return [
+        ("grpc.max_connection_age_ms", round(age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(grace_s * 1000)),
+    ]
 
 
 def bind(server: grpc.aio.Server, settings: Settings) -> int:

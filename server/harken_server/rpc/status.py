@@ -126,6 +126,9 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             return code.RESOURCE_EXHAUSTED, "DEADLINE_UNREACHABLE", message, metadata, retry_after_s
         case errors.NotReady(state, retry_after_s):
             return code.UNAVAILABLE, f"SERVER_{state.upper()}", f"the server is {state}", {}, retry_after_s
+        case errors.StreamTooOld(limit_s, retry_after_s):
+            message = f"the stream is {limit_s:g} s old, the server's max_connection_age_s; send the rest on a new one"
+            return code.UNAVAILABLE, "STREAM_TOO_OLD", message, {"limit_s": f"{limit_s:g}"}, retry_after_s
         case errors.Expired(by_cap):
             cap = "the server's max_request_s passed" if by_cap else "the deadline passed"
             return code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{cap} before the answer was ready", {}, None

@@ -7,7 +7,7 @@ from typing import Final
 
 import grpc
 
-from harken_server.errors import Expired, NotReady
+from harken_server.errors import Expired, NotReady, StreamTooOld
 from harken_server.rpc.calls import Call, Calls, Context
 from harken_server.service import Service
 
@@ -18,9 +18,11 @@ MOST_ID_BYTES: Final = 256
 class Streams:
     """The open streams, so that a drain can make them stop reading."""
 
-    def __init__(self, max_unanswered: int, max_request_s: float) -> None:
+    def __init__(self, max_unanswered: int, max_request_s: float, max_age_s: float) -> None:
         self.max_unanswered: Final = max_unanswered
         self.max_request_s: Final = max_request_s
+        self.max_age_s: Final = max_age_s
+        """0: no limit."""
         self._open: Final[set[Stream]] = set()
         self.draining = False
 
@@ -76,17 +78,24 @@ class Stream(ABC):
         self._reader.add_done_callback(lambda _: self._end_if_done())
         if self.streams.draining:
             self.stop_reading()
+        age_s = self.streams.max_age_s
+        too_old = asyncio.get_running_loop().call_later(age_s, self.stop_reading) if age_s else None
         try:
             await self._write()
             if not self._reader.cancelled():
                 self._reader.result()
         finally:
+            if too_old is not None:
+                too_old.cancel()
             self.streams.remove(self)
             await _cancel({self._reader, *self._answering})
             while not self._answers.empty():
                 self._let_go(self._answers.get_nowait())
         if self._reader.cancelled():
-            raise NotReady("draining", retry_after_s=1.0)
+            if self.streams.draining:
+                raise NotReady("draining", retry_after_s=1.0)
+            # Nothing is to be waited for: the next stream is as welcome as this one was.
+            raise StreamTooOld(self.streams.max_age_s, retry_after_s=0.0)
 
     def stop_reading(self) -> None:
         """Take no further message; what was read is still answered."""

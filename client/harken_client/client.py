@@ -10,6 +10,7 @@ from harken.v1 import debug_pb2
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import health, wire
+from harken_client.channel import MOST_ATTEMPTS
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError, InternalError, moved, placed
 from harken_client.retry import Deadline, checked_timeout_s
@@ -55,20 +56,21 @@ class AsyncClient:
         async with AsyncClient("localhost:8001") as client:
             vectors = await client.encode(["first text", "second text"])
 
-    target              host:port
+    target              host:port; every address that the host has takes part, each call goes to the next
     model, version      asked for where a call names none; "" is the server's only model, 0 its
                         highest version that is ready
     timeout_s           the longest that a call may take, its retries included
     max_message_bytes   the largest request and the largest answer
     max_inputs          the most inputs in one call; longer lists become several calls
     tenant              who asks, for fair shares between tenants
-    max_attempts        how often in a row one call may fail to reach a server; 1 turns every retry off
+    max_attempts        how often in a row one call may fail to reach a server, at most 5; 1 turns every
+                        retry off
     credentials         TLS and call credentials; None is plain text
 
-    A call is repeated where the server says so (google.rpc.RetryInfo), not before its delay and
-    as often as the deadline allows, and up to `max_attempts` times where no connection could be
-    made; never past the deadline. A connection that broke before the answer is not repeated, but
-    raises Unavailable.
+    Every call may be repeated, since encoding changes nothing: where the server says so
+    (google.rpc.RetryInfo), not before its delay and as often as the deadline allows; and up to
+    `max_attempts` times where the connection could not be made, or broke before the answer. Never
+    past the deadline.
 
     Every method raises HarkenError, or what harken_client.errors draws below it.
     """
@@ -87,8 +89,10 @@ class AsyncClient:
         max_attempts: int = 4,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        if max_inputs < 1 or max_attempts < 1:
-            raise ValueError("max_inputs and max_attempts are at least 1")
+        if max_inputs < 1:
+            raise ValueError(f"max_inputs is at least 1, not {max_inputs}")
+        if not 1 <= max_attempts <= MOST_ATTEMPTS:
+            raise ValueError(f"max_attempts is between 1 and {MOST_ATTEMPTS}, not {max_attempts}")
         self._target = target
         self._model = model
         self._version = version
@@ -284,8 +288,8 @@ class AsyncClient:
 
         `timeout_s` is the longest silence: DeadlineExceeded if the server owes answers and gives
         none for so long, and what the server refuses for now, it refuses for good if nothing
-        is answered for so long. When the server drains, the rest goes on over a new stream, nothing lost
-        nor doubled.
+        is answered for so long. When the server drains, ends the stream for its age, or is gone all of a
+        sudden, the rest goes on over a new stream, nothing lost nor doubled.
         """
         if isinstance(inputs, str):
             raise TypeError("inputs yields texts; for one text write encode_stream([text])")

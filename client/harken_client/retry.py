@@ -1,13 +1,10 @@
-"""When a failed call may be made again, and until when a call may last. Pure: no clock, no sleep.
+"""What is asked again on top of gRPC's own retries, and until when a call may last. Pure: no clock, no sleep.
 
-The server's word decides. A call is repeated only where its status carries
-google.rpc.RetryInfo, and not before that delay; or where no connection was
-made at all, so that no server can have seen it. A connection that broke before
-the answer is not repeated: nobody knows what became of the request.
-
-A server that asks for patience is there, so its caller's deadline alone ends the
-repeating: a restart may take longer than any count. The count bounds the
-attempts that reached nobody.
+gRPC goes first (channel.py): it makes up to `max_attempts` attempts in a row and passes on how the last one ended. If
+that was a server's invitation to ask again (google.rpc.RetryInfo), there is a server, which a restart may keep busy for
+longer than any count: its caller's deadline alone ends the asking. Every round begins after the server's own delay, as
+each attempt of gRPC's does, so both layers together ask no faster than one of them. Any other failure is final: gRPC
+has tried it as often as it may.
 """
 
 import math
@@ -15,7 +12,9 @@ from dataclasses import dataclass
 
 from harken_client.errors import HarkenError
 
-_CONNECT_BACKOFF_S = 0.2
+# As gRPC's own backoff between connects (channel.py), which a stream does not have.
+_RECONNECT_S = 0.2
+_MOST_RECONNECT_S = 2.0
 # Clients that were refused in one moment must not come back in one moment.
 _JITTER = 0.25
 # A server that says 0 s must not be asked as fast as the network goes.
@@ -43,20 +42,16 @@ def checked_timeout_s(timeout_s: float) -> float:
     return float(timeout_s)
 
 
-def retry_delay_s(
-    error: HarkenError, unreached: int, *, max_attempts: int, connected: bool, jitter: float
-) -> float | None:
-    """Seconds to wait before the next attempt, or None if there must be none.
+def invited_delay_s(error: HarkenError, jitter: float) -> float | None:
+    """Seconds until the server wants the same request again, or None if it does not.
 
-    unreached     attempts in a row, this one included, that the server did not invite to repeat
-    max_attempts  bounds those; 1 forbids every repetition
-    connected     whether the call reached a server
-    jitter        a random number in [0, 1)
+    jitter   a random number in [0, 1)
     """
-    if max_attempts == 1:
+    if error.retry_after_s is None:
         return None
-    if error.retry_after_s is not None:
-        return max(error.retry_after_s, _LEAST_PAUSE_S) * (1 + _JITTER * jitter)
-    if not connected and unreached < max_attempts:
-        return _CONNECT_BACKOFF_S * 2.0 ** (unreached - 1) * (1 + _JITTER * jitter)
-    return None
+    return max(error.retry_after_s, _LEAST_PAUSE_S) * (1 + _JITTER * jitter)
+
+
+def reconnect_delay_s(failures: int, jitter: float) -> float:
+    """Seconds until the next stream, after so many in a row (at least 1) whose connection failed or broke."""
+    return min(_RECONNECT_S * 2.0 ** (failures - 1), _MOST_RECONNECT_S) * (1 + _JITTER * jitter)

@@ -89,6 +89,8 @@ class BulkRun:
         self._owed_since_s = math.inf
         # The present stream has brought an answer.
         self._heard = asyncio.Event()
+        # A server has spoken in this run, so there is one, and a later stream waits for it.
+        self._reached = False
 
     async def results(self, source: AsyncIterator[StreamInput]) -> AsyncGenerator[StreamResult, None]:
         """Iterate once. Raises the source's exception, or the HarkenError that no new stream mends."""
@@ -155,7 +157,7 @@ class BulkRun:
 
     async def _converse(self) -> None:
         """Open streams until everything is settled. Raises the error that no new stream mends."""
-        unreached = 0
+        failures = 0
         refused_since_s = math.inf
         first = True
         while not self._finished:
@@ -172,10 +174,13 @@ class BulkRun:
                     f"the stream ended with {unanswered} inputs unanswered", retry_after_s=_EARLY_END_PAUSE_S
                 )
             if self._settled != before:
-                unreached, refused_since_s = 0, math.inf
-            unreached = unreached + 1 if error.retry_after_s is None else 0
+                failures, refused_since_s = 0, math.inf
             refused_since_s = min(refused_since_s, time.monotonic())
-            delay_s = self._connection.retry_delay_s(error, unreached)
+            delay_s = self._connection.invited_delay_s(error)
+            if delay_s is None:
+                failures += 1
+                if self._reached or failures < self._connection.max_attempts:
+                    delay_s = self._connection.reconnect_delay_s(error, failures)
             if delay_s is None or self._too_late(delay_s, refused_since_s):
                 raise error
             await asyncio.sleep(delay_s)
@@ -191,8 +196,7 @@ class BulkRun:
 
         Returns None where the stream ended well, or where its status was lost.
         """
-        # The first stream has shown that there is a server, so a later one waits for it.
-        call = self._connection.stub.EncodeStream(wait_for_ready=resumed)
+        call = self._connection.stub.EncodeStream(wait_for_ready=self._reached)
         sent: dict[int, _Pending] = {}  # by position in this stream
         self._leaving = False
         self._heard.clear()
@@ -253,9 +257,14 @@ class BulkRun:
                     return InternalError(f"the server answered input {response.index}, which nobody asked")
                 self._owed_since_s = time.monotonic() if sent else math.inf
                 self._heard.set()
+                self._reached = True
                 self._answer(pending, response)
         except grpc.aio.AioRpcError as rpc_error:
-            return None if rpc_error.details() == _STATUS_LOST else from_rpc(rpc_error)
+            if rpc_error.details() == _STATUS_LOST:
+                return None
+            error = from_rpc(rpc_error)
+            self._reached |= error.retry_after_s is not None
+            return error
         return None
 
     def _answer(self, pending: _Pending, response: pb.EncodeStreamResponse) -> None:
@@ -263,7 +272,7 @@ class BulkRun:
             encoding = wire.encoding(response.result, self._opening.model, self._opening.version)
         except HarkenError as error:
             pending.refused_since_s = min(pending.refused_since_s, time.monotonic())
-            delay_s = None if error.retry_after_s is None else self._connection.retry_delay_s(error, 0)
+            delay_s = self._connection.invited_delay_s(error)
             if delay_s is None or self._too_late(delay_s, pending.refused_since_s):
                 failure = placed(error, pending.position)
                 self._settle(StreamResult(pending.position, pending.id, None, failure))

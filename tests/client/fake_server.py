@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,8 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
     explained: list[int] = field(default_factory=list)
     """How many batches each call asked for."""
     calls: list[pb.EncodeRequest] = field(default_factory=list)
+    called_s: list[float] = field(default_factory=list)
+    """When each of them came."""
     similarities: list[pb.SimilarityRequest] = field(default_factory=list)
     models_asked: int = 0
     streams: int = 0
@@ -162,6 +165,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
 
     async def Encode(self, request: pb.EncodeRequest, context: Any) -> pb.EncodeResponse:  # noqa: N802 - the contract's name
         self.calls.append(request)
+        self.called_s.append(time.monotonic())
         if refusal := self.refuse_on_call.get(len(self.calls)):
             await refusal.abort(context)
         if self.refuse_calls:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import grpc
 import numpy as np
 import pytest
-from client.fake_server import BUSY, DRAINING, FakeEncoder, Refusal, free_port, serving, until, vector
+from client.fake_server import BUSY, DRAINING, FakeEncoder, Refusal, free_port, serving, vector
 from grpc_health.v1 import health_pb2
 from harken_client import (
     AsyncClient,
@@ -79,15 +79,15 @@ async def test_one_attempt_means_one_call(fake: FakeEncoder, target: str) -> Non
 @pytest.mark.parametrize(
     ("refusal", "kind"),
     [
-        (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED), Overloaded),
-        (Refusal(grpc.StatusCode.UNAVAILABLE), Unavailable),
+        (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=-1), Overloaded),
+        (Refusal(grpc.StatusCode.UNAVAILABLE, pushback_ms=-1), Unavailable),
         (Refusal(grpc.StatusCode.INVALID_ARGUMENT, pushback_ms=-1), InvalidInput),
         (Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, pushback_ms=-1), DeadlineExceeded),
         (Refusal(grpc.StatusCode.INTERNAL), InternalError),
         (Refusal(grpc.StatusCode.ABORTED), InternalError),
     ],
 )
-async def test_without_the_servers_word_a_call_is_made_once(
+async def test_what_will_never_succeed_is_asked_once(
     refusal: Refusal, kind: type[Exception], fake: FakeEncoder, target: str
 ) -> None:
     fake.refuse_calls = [refusal]
@@ -99,11 +99,12 @@ async def test_without_the_servers_word_a_call_is_made_once(
 
 
 async def test_a_delay_past_the_deadline_is_not_waited_for(fake: FakeEncoder, target: str) -> None:
-    fake.refuse_calls = [Refusal(grpc.StatusCode.UNAVAILABLE, retry_after_s=60)]
+    fake.refuse_calls = [Refusal(grpc.StatusCode.UNAVAILABLE, retry_after_s=60, pushback_ms=-1)]
     began_s = time.monotonic()
     async with AsyncClient(target) as client:
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as caught:
             await client.encode(["a"], timeout_s=20)
+    assert caught.value.retry_after_s == 60
     assert time.monotonic() - began_s < 20
     assert len(fake.calls) == 1
 
@@ -118,7 +119,7 @@ async def test_the_deadline_ends_a_slow_call(fake: FakeEncoder, target: str) -> 
 
 async def test_a_server_that_starts_late_is_reached(fake: FakeEncoder) -> None:
     port = free_port()
-    async with AsyncClient(f"127.0.0.1:{port}", max_attempts=8) as client:
+    async with AsyncClient(f"127.0.0.1:{port}", max_attempts=5) as client:
         pending = asyncio.create_task(client.encode(["a"]))
         await asyncio.sleep(0.3)
         assert not pending.done()
@@ -132,18 +133,6 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
         with pytest.raises(Unavailable) as caught:
             await client.encode(["a"])
     assert caught.value.retry_after_s is None
-
-
-async def test_a_connection_that_breaks_before_the_answer_is_not_repeated(fake: FakeEncoder) -> None:
-    fake.delay_s = 30
-    with serving(fake) as target:
-        client = AsyncClient(target)
-        pending = asyncio.create_task(client.encode(["a"]))
-        await until(lambda: bool(fake.calls))
-    with pytest.raises(Unavailable):
-        await pending
-    await client.close()
-    assert len(fake.calls) == 1
 
 
 async def test_models_are_described(target: str) -> None:

@@ -247,6 +247,46 @@ async def test_a_run_outlives_its_server_when_another_takes_its_place(fake: Fake
     assert (fake.answered.total(), successor.answered.total()) == (100, 900)
 
 
+async def test_a_stream_to_nobody_ends_after_so_many_attempts() -> None:
+    async with AsyncClient(f"127.0.0.1:{free_port()}", max_attempts=3) as client:
+        with pytest.raises(Unavailable, match="Failed to connect"):
+            await collect(client.encode_stream(texts(3), timeout_s=600))
+
+
+async def test_a_server_that_starts_late_is_reached(fake: FakeEncoder) -> None:
+    port = free_port()
+    async with AsyncClient(f"127.0.0.1:{port}", max_attempts=5) as client:
+        running = asyncio.create_task(collect(client.encode_stream(texts(10))))
+        await asyncio.sleep(0.1)
+        with serving(fake, port):
+            assert_answers(await running, texts(10))
+
+
+async def test_what_a_cut_connection_leaves_unanswered_is_sent_again(fake: FakeEncoder) -> None:
+    fake.pace_s = 0.001
+    successor = FakeEncoder()
+    async with AsyncClient(f"127.0.0.1:{(port := free_port())}") as client:
+        with serving(fake, port):
+            running = asyncio.create_task(collect(client.encode_stream(texts(1000))))
+            await until(lambda: fake.answered.total() >= 100)
+        with serving(successor, port):
+            assert_answers(await running, texts(1000))
+    # Of what both have answered, the first one's answers were lost with its connection.
+    assert fake.answered.keys() | successor.answered.keys() == set(texts(1000))
+    assert max(successor.answered.values()) == 1
+
+
+async def test_the_wait_for_a_server_that_is_gone_is_bounded_by_the_timeout(fake: FakeEncoder) -> None:
+    fake.pace_s = 0.001
+    client = AsyncClient(f"127.0.0.1:{(port := free_port())}")
+    with serving(fake, port):
+        running = asyncio.create_task(collect(client.encode_stream(texts(1000), timeout_s=1)))
+        await until(lambda: fake.answered.total() >= 100)
+    with pytest.raises((DeadlineExceeded, Unavailable)):
+        await asyncio.wait_for(running, 30)
+    await client.close()
+
+
 async def test_silence_is_bounded_by_the_timeout(fake: FakeEncoder, target: str) -> None:
     fake.stall_streams = True
     async with AsyncClient(target) as client:

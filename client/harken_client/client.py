@@ -1,5 +1,6 @@
 """The asynchronous client, the real one."""
 
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from typing import Literal, Self, Unpack, overload
@@ -36,6 +37,8 @@ DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MOST_EXPLAINED = 4096
 """As many batches as a server ever keeps."""
 
+_TENANT = re.compile(r"[!-~]{1,64}")
+
 # The answer to one sentence is at most this large for any model, hidden sizes up to 8,192.
 _ANY_SENTENCE_BYTES = wire.sentence_answer_bytes(8192)
 
@@ -62,7 +65,8 @@ class AsyncClient:
     timeout_s           the longest that a call may take, its retries included
     max_message_bytes   the largest request and the largest answer
     max_inputs          the most inputs in one call; longer lists become several calls
-    tenant              who asks, for fair shares between tenants
+    tenant              who asks, for fair shares between tenants: 1 to 64 printable ASCII characters, no
+                        spaces; "" names nobody
     max_attempts        how often in a row one call may fail to reach a server, at most 5; 1 turns every
                         retry off
     credentials         TLS and call credentials; None is plain text
@@ -93,6 +97,8 @@ class AsyncClient:
             raise ValueError(f"max_inputs is at least 1, not {max_inputs}")
         if not 1 <= max_attempts <= MOST_ATTEMPTS:
             raise ValueError(f"max_attempts is between 1 and {MOST_ATTEMPTS}, not {max_attempts}")
+        if tenant and not _TENANT.fullmatch(tenant):
+            raise ValueError(f"tenant is 1 to 64 printable ASCII characters without spaces, not {tenant!r:.100}")
         self._target = target
         self._model = model
         self._version = version
@@ -209,7 +215,7 @@ class AsyncClient:
             raise TypeError("inputs is a list; for one text write encode([text])")
         deadline = self._deadline(timeout_s)
         name, number = self._asked(model, version)
-        options = wire.options_message(output, truncate, priority or self._priority, self._tenant, vector)
+        options = wire.options_message(output, truncate, priority or self._priority, vector)
         messages = [wire.input_message(value) for value in inputs]
         bounds = await self._answer_bytes(messages, output, name, number, deadline)
 
@@ -255,7 +261,7 @@ class AsyncClient:
         request = pb.SimilarityRequest(
             model=name,
             version=number,
-            options=wire.options_message("sentence", truncate, priority or self._priority, self._tenant, {}),
+            options=wire.options_message("sentence", truncate, priority or self._priority, {}),
             query=wire.input_message(query),
             candidates=[wire.input_message(candidate) for candidate in candidates],
             top_k=top_k or 0,
@@ -296,7 +302,7 @@ class AsyncClient:
         if not 1 <= window <= MAX_WINDOW:
             raise ValueError(f"window is between 1 and {MAX_WINDOW}, not {window}")
         name, number = self._asked(model, version)
-        options = wire.options_message(output, truncate, priority or self._priority, self._tenant, vector)
+        options = wire.options_message(output, truncate, priority or self._priority, vector)
         run = BulkRun(
             self._connection(),
             pb.StreamOpen(model=name, version=number, options=options),
@@ -370,6 +376,7 @@ class AsyncClient:
                 max_message_bytes=self._limits.max_message_bytes,
                 max_attempts=self._max_attempts,
                 credentials=self._credentials,
+                tenant=self._tenant,
             )
         return self._open_connection
 

@@ -16,9 +16,11 @@ from harken_client.retry import Deadline, invited_delay_s, reconnect_delay_s
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
+_TENANT = "harken-tenant"
+
 
 class Connection:
-    """Belongs to the event loop in which it is made."""
+    """Belongs to the event loop in which it is made. Without a tenant its calls name none."""
 
     def __init__(
         self,
@@ -27,12 +29,14 @@ class Connection:
         max_message_bytes: int,
         max_attempts: int,
         credentials: grpc.ChannelCredentials | None,
+        tenant: str = "",
     ) -> None:
         self.target = target
         self.max_attempts = max_attempts
         self.channel = open_channel(
             target, max_message_bytes=max_message_bytes, max_attempts=max_attempts, credentials=credentials
         )
+        self.metadata = ((_TENANT, tenant),) if tenant else ()
         self.stub: encoder_pb2_grpc.EncoderAsyncStub = encoder_pb2_grpc.EncoderStub(self.channel)
         self.debug: debug_pb2_grpc.DebugAsyncStub = debug_pb2_grpc.DebugStub(self.channel)
 
@@ -50,7 +54,7 @@ class Connection:
         # grpcio may take a timeout of 0 for one that has not passed. An earlier refusal says more.
         while (remaining_s := deadline.remaining_s(time.monotonic())) > 0:
             try:
-                return await method(request, timeout=remaining_s)
+                return await method(request, timeout=remaining_s, metadata=self.metadata)
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc(rpc_error)
                 delay_s = self.invited_delay_s(error)

@@ -40,7 +40,7 @@ async def watch(connection: Connection, service: str, timeout_s: float | None = 
     method = connection.channel.unary_stream(
         "/grpc.health.v1.Health/Watch", StringValue.SerializeToString, UInt32Value.FromString
     )
-    call = method(StringValue(value=service), timeout=timeout_s, wait_for_ready=True)
+    call = method(StringValue(value=service), timeout=timeout_s, metadata=connection.metadata, wait_for_ready=True)
     try:
         async for message in call:
             yield _status(message)

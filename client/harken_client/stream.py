@@ -196,7 +196,8 @@ class BulkRun:
 
         Returns None where the stream ended well, or where its status was lost.
         """
-        call = self._connection.stub.EncodeStream(wait_for_ready=self._reached)
+        connection = self._connection
+        call = connection.stub.EncodeStream(wait_for_ready=self._reached, metadata=connection.metadata)
         sent: dict[int, _Pending] = {}  # by position in this stream
         self._leaving = False
         self._heard.clear()

@@ -79,7 +79,6 @@ def options_message(
     output: values.Output,
     truncate: values.Truncate,
     priority: values.Priority,
-    tenant: str,
     vector: values.VectorOptions,
 ) -> pb.EncodeOptions:
     """Raises ValueError for what the contract does not know."""

@@ -135,6 +135,8 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
     calls: list[pb.EncodeRequest] = field(default_factory=list)
     called_s: list[float] = field(default_factory=list)
     """When each of them came."""
+    tenants: dict[str, str] = field(default_factory=dict)
+    """Who asked last, by method; "" is nobody."""
     similarities: list[pb.SimilarityRequest] = field(default_factory=list)
     models_asked: int = 0
     streams: int = 0
@@ -256,6 +258,18 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
         return debug_pb2.ExplainBatchesResponse(batches=self.batches[-request.last :])
 
 
+class _Tenants(grpc.aio.ServerInterceptor):
+    """Writes down who makes which call, of any service."""
+
+    def __init__(self, fake: FakeEncoder) -> None:
+        self._fake = fake
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        self._fake.tenants[handler_call_details.method] = metadata.get("harken-tenant", "")
+        return await continuation(handler_call_details)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -276,7 +290,7 @@ def serving(fake: FakeEncoder, port: int = 0) -> Iterator[str]:
     up, stop = threading.Event(), threading.Event()
 
     async def serve() -> None:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(interceptors=[_Tenants(fake)], options=[("grpc.so_reuseport", 0)])
         encoder_pb2_grpc.add_EncoderServicer_to_server(fake, server)
         debug_pb2_grpc.add_DebugServicer_to_server(fake, server)
         health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)

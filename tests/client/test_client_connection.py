@@ -1,4 +1,4 @@
-"""Who repeats what, how often and when; and several servers behind one name."""
+"""Who repeats what, how often and when; several servers behind one name; whom a call is from."""
 
 import asyncio
 from itertools import pairwise
@@ -131,6 +131,38 @@ async def test_no_call_fails_when_one_of_two_servers_goes_away(fake: FakeEncoder
         gone.set()
         await asyncio.gather(*callers)
         await client.close()
+
+
+async def test_the_tenant_is_told_with_every_call_and_stream(fake: FakeEncoder, target: str) -> None:
+    async with AsyncClient(target, tenant="acme") as client:
+        await client.wait_ready()
+        await client.health()
+        await client.encode(["a"])
+        await client.similarity("a", ["b"])
+        await client.models()
+        await client.model()
+        await client.explain_batches()
+        assert len([result async for result in client.encode_stream(["a"])]) == 1
+    assert fake.tenants == dict.fromkeys(
+        [
+            "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/Check", "/harken.v1.Encoder/Encode",
+            "/harken.v1.Encoder/Similarity", "/harken.v1.Encoder/ListModels", "/harken.v1.Encoder/GetModel",
+            "/harken.v1.Debug/ExplainBatches", "/harken.v1.Encoder/EncodeStream",
+        ],
+        "acme",
+    )  # fmt: skip
+
+
+async def test_without_a_tenant_none_is_told(fake: FakeEncoder, target: str) -> None:
+    async with AsyncClient(target) as client:
+        await client.encode(["a"])
+    assert fake.tenants == {"/harken.v1.Encoder/Encode": ""}
+
+
+@pytest.mark.parametrize("tenant", ["a b", "ä", "a\n", "x" * 65])
+def test_a_tenant_that_no_metadata_may_hold_is_refused(tenant: str) -> None:
+    with pytest.raises(ValueError, match="tenant is 1 to 64 printable ASCII characters without spaces, not '"):
+        AsyncClient(tenant=tenant)
 
 
 @pytest.mark.parametrize("max_attempts", [0, 6])

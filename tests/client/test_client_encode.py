@@ -48,7 +48,7 @@ async def test_detailed_answers_carry_length_timings_and_model(target: str) -> N
 
 
 async def test_what_is_asked_reaches_the_server(fake: FakeEncoder, target: str) -> None:
-    async with AsyncClient(target, model="tiny", version=2, tenant="me", priority="bulk") as client:
+    async with AsyncClient(target, model="tiny", version=2, priority="bulk") as client:
         await client.encode(["a"], truncate=True)
         await client.encode(["a"], model="tiny", output="tokens", priority="interactive")
     bulk = pb.EncodeOptions(output=pb.OUTPUT_SENTENCE, truncation=pb.TRUNCATION_RIGHT, priority=pb.PRIORITY_BULK)

@@ -103,7 +103,7 @@ async def test_no_inputs_give_no_results(target: str) -> None:
 
 
 async def test_options_open_the_stream(fake: FakeEncoder, target: str) -> None:
-    async with AsyncClient(target, tenant="me") as client:
+    async with AsyncClient(target) as client:
         stream = client.encode_stream(["a"], model="tiny", output="tokens", truncate=True, priority="bulk")
         (result,) = [result async for result in stream]
     assert result.vector.shape == (3, 8)

@@ -45,7 +45,7 @@ class EncodeSender:
         self._connection = connection
         self._model = model
         self._version = version
-        self._options = wire.options_message(output, True, "interactive", "", {})
+        self._options = wire.options_message(output, True, "interactive", {})
 
     def message(self, inputs: Sequence[Input]) -> pb.EncodeRequest:
         return pb.EncodeRequest(

@@ -20,13 +20,15 @@ from harken_client.errors import (
     Unavailable,
 )
 from harken_client.sync import Client
-from harken_client.values import Batch, BatchMember, Encoding, Match, ModelInfo, StreamResult, Timings
+from harken_client.values import Batch, BatchMember, Chunk, Chunking, Encoding, Match, ModelInfo, StreamResult, Timings
 
 __all__ = [
     "AsyncClient",
     "Batch",
     "BatchMember",
     "Cancelled",
+    "Chunk",
+    "Chunking",
     "Client",
     "DeadlineExceeded",
     "Encoding",

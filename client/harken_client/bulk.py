@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,18 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from harken_client.client import AsyncClient
 from harken_client.errors import moved
 from harken_client.files import BadFile, Inputs, Run, open_sink
-from harken_client.values import Output, Pooling, StreamResult
+from harken_client.values import Chunking, Output, Pooling, StreamResult
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `encode_stream` is asked for."""
+    """What `encode_stream` is asked for; `chunk`: what the chunks of a long text give, None where it is not cut."""
 
     output: Output
     truncate: bool
     dimensions: int | None
     normalize: bool | None
     pooling: Pooling | None
+    chunk: Literal["mean", "all"] | None
+    overlap_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,17 @@ async def encode(
     done, failed, first = sink.done, sink.failed, ""
     with closing(sink), _progress(inputs.total, done, shown=output is not None) as bar:
         # One model version for the whole run, whatever the server loads meanwhile.
-        stream = client.encode_stream(inputs.read(done), model=info.name, version=info.version, **asdict(options))
+        stream = client.encode_stream(
+            inputs.read(done),
+            model=info.name,
+            version=info.version,
+            output=options.output,
+            truncate=options.truncate,
+            dimensions=options.dimensions,
+            normalize=options.normalize,
+            pooling=options.pooling,
+            chunking=Chunking(options.overlap_tokens, options.chunk) if options.chunk else None,
+        )
         async with aclosing(stream):
             async for streamed in stream:
                 result = _in_file(streamed, done)

@@ -100,6 +100,13 @@ def encode(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut inputs that are too long, do not refuse them.")
     ] = False,
+    chunk: Annotated[
+        Literal["mean", "all"] | None,
+        typer.Option("--chunk", help="Cut texts that are too long into chunks; give their mean, or all their vectors."),
+    ] = None,
+    overlap_tokens: Annotated[
+        int, typer.Option("--overlap-tokens", help="With --chunk: what two neighbours have in common.", min=0)
+    ] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="One vector for each token.")] = False,
     dimensions: Annotated[
         int | None, typer.Option("--dimensions", help="The first so many dimensions, normalised again.", min=1)
@@ -133,13 +140,21 @@ def encode(
         _fail(2, "--tokens gives token vectors as they are: no --dimensions, --normalize or --pooling")
     if tokens and output_suffix in (".npy", ".parquet"):
         _fail(2, "--tokens gives each input its own shape: write .jsonl")
+    if chunk and (truncate or tokens):
+        _fail(2, "--chunk takes the place of --truncate, and is not of --tokens")
+    if overlap_tokens and not chunk:
+        _fail(2, "--overlap-tokens goes with --chunk")
+    if chunk == "all" and output_suffix in (".npy", ".parquet"):
+        _fail(2, "--chunk all gives each text its own shape: write .jsonl")
 
     async def run() -> bulk.Outcome:
         # Before the output is touched: a wrong input must not cost what it holds.
         inputs = files.from_texts(texts) if texts else files.open_inputs(input_file, column=column, id_column=id_column)
         bulk.check_apart(input_file, output_file, stdin=not texts)
         async with AsyncClient(server, model=model, timeout_s=timeout_s, priority="bulk") as client:
-            options = bulk.Options("tokens" if tokens else "sentence", truncate, dimensions, normalize, pooling)
+            options = bulk.Options(
+                "tokens" if tokens else "sentence", truncate, dimensions, normalize, pooling, chunk, overlap_tokens
+            )
             return await bulk.encode(client, inputs, output_file, options, resume=resume)
 
     outcome = _run(run())

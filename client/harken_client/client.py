@@ -40,7 +40,7 @@ MOST_EXPLAINED = 4096
 _TENANT = re.compile(r"[!-~]{1,64}")
 
 # The answer to one sentence is at most this large for any model, hidden sizes up to 8,192.
-_ANY_SENTENCE_BYTES = wire.sentence_answer_bytes(8192)
+_ANY_SENTENCE = wire.sentence_answer(8192)
 
 
 class CallOptions(VectorOptions, total=False):
@@ -153,9 +153,12 @@ class AsyncClient:
         `element_type` make of it (see VectorOptions); for output="tokens" a list with one float32
         [tokens, hidden] for each input, special tokens included. An input over the model's
         maximum length is an error, unless `truncate` lets it lose its end ("right", or True) or its
-        beginning ("left"). `timeout_s` holds for the whole list. The first input
+        beginning ("left"), or `chunking` cuts it into several. `timeout_s` holds for the whole list. The first input
         that fails raises its error, `index` set.
         """
+        chunking = vector.get("chunking")
+        if chunking is not None and chunking.vectors == "all":
+            raise ValueError('chunking with vectors="all" gives each text its own shape: call encode_detailed')
         encodings = await self.encode_detailed(
             inputs,
             output=output,
@@ -217,10 +220,10 @@ class AsyncClient:
         name, number = self._asked(model, version)
         options = wire.options_message(output, truncate, priority or self._priority, vector)
         messages = [wire.input_message(value) for value in inputs]
-        bounds = await self._answer_bytes(messages, output, name, number, deadline)
+        sizes = await self._answer_sizes(messages, output, vector, name, number, deadline)
 
         outcomes: list[Encoding | HarkenError] = []
-        for start, end in wire.split(messages, self._limits, bounds):
+        for start, end in wire.split(messages, self._limits, sizes):
             request = pb.EncodeRequest(model=name, version=number, options=options, inputs=messages[start:end])
             try:
                 response = await self._connection().call(self._connection().stub.Encode, request, deadline)
@@ -389,19 +392,26 @@ class AsyncClient:
             return self._model, self._version if version is None else version
         return model, version or 0
 
-    async def _answer_bytes(
-        self, messages: list[pb.Input], output: Output, model: str, version: int, deadline: Deadline
-    ) -> Sequence[int] | int:
-        """Upper bounds of the answers' sizes. Asks for the model only where it matters, and once."""
+    async def _answer_sizes(
+        self,
+        messages: list[pb.Input],
+        output: Output,
+        vector: VectorOptions,
+        model: str,
+        version: int,
+        deadline: Deadline,
+    ) -> Sequence[wire.AnswerSize] | wire.AnswerSize:
+        """Upper bounds of the answers. Asks for the model only where it matters, and once."""
         room_bytes = self._limits.body_bytes
         if len(messages) <= 1:
-            return 0
-        if output == "sentence" and len(messages) * _ANY_SENTENCE_BYTES <= room_bytes:
-            return _ANY_SENTENCE_BYTES
+            return _ANY_SENTENCE
+        plain = output == "sentence" and not vector.get("chunking") and not vector.get("token_offsets")
+        if plain and len(messages) * _ANY_SENTENCE.bytes <= room_bytes:
+            return _ANY_SENTENCE
         info = self._known_models.get((model, version))
         if info is None:
             info = await self._described(model, version, deadline)
             self._known_models[model, version] = info
-        if output == "sentence":
-            return wire.sentence_answer_bytes(info.hidden_size)
-        return [wire.token_answer_bytes(message, info) for message in messages]
+        if plain:
+            return wire.sentence_answer(info.hidden_size)
+        return [wire.answer_size(message, info, output, vector) for message in messages]

@@ -33,19 +33,44 @@ Vector: TypeAlias = NDArray[Any]
 """float32 [dimensions] for a sentence, or another element type where it was asked for; [tokens, hidden] for tokens."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """A text that is longer than the model is cut into chunks, each of which is encoded; in place of `truncate`.
+
+    overlap_tokens   what two neighbours have in common
+    vectors          "mean": one vector a text, their mean weighted by tokens; "all": one for each chunk
+    """
+
+    overlap_tokens: int = 0
+    vectors: Literal["mean", "all"] = "mean"
+
+
 class VectorOptions(TypedDict, total=False):
-    """What sentence vectors shall be like; all of it is of output="sentence" only.
+    """What vectors shall be like; all but `token_offsets` is of output="sentence" only.
 
     dimensions     the first so many of the model's, normalised again if the whole is; None: all
     normalize      whether they have length 1; None: as the model was made
     pooling        None: as the model was made
     element_type   of the array
+    chunking       of texts that are longer than the model; None: see `truncate`
+    token_offsets  whether an Encoding tells where in its text each token stands; not with chunking
     """
 
     dimensions: int | None
     normalize: bool | None
     pooling: Pooling | None
     element_type: ElementType
+    chunking: Chunking | None
+    token_offsets: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a text: the characters start to end, the latter not included; its tokens, special ones included."""
+
+    start: int
+    end: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +89,14 @@ class Timings:
 class Encoding:
     """The answer to one input.
 
-    vector      float32 [dimensions], or as its element type says; [tokens, hidden] for tokens; read-only
+    vector      float32 [dimensions], or as its element type says; [tokens, hidden] for tokens; [chunks,
+                dimensions] with all vectors of chunks; read-only
     scale       of int8: what an element is multiplied by to give the value back; else 1
     tokens      number of tokens encoded, special tokens included
     truncated   whether the input was longer than the model and lost a part
+    chunks      of a text, where chunking was asked for
+    offsets     uint32 [tokens, 2], where they were asked for: the first character of each token in its
+                text, and the first one after it; 0 and 0 of special tokens
     model, version   who answered; in a stream, who was asked ("" and 0 where left to the server)
     """
 
@@ -78,6 +107,8 @@ class Encoding:
     model: str
     version: int
     scale: float = 1.0
+    chunks: tuple[Chunk, ...] = ()
+    offsets: NDArray[np.uint32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

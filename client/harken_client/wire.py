@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from harken.v1 import debug_pb2
 from harken.v1 import encoder_pb2 as pb
+from numpy.typing import NDArray
 
 from harken_client import values
 from harken_client.errors import FieldViolation, InternalError, InvalidInput, from_status
@@ -36,6 +37,10 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     pb.DATA_TYPE_INT8: np.dtype(np.int8),
     pb.DATA_TYPE_BINARY: np.dtype(np.uint8),
 }
+_CHUNK_VECTORS: dict[str, pb.ChunkVectors.ValueType] = {
+    "mean": pb.CHUNK_VECTORS_MEAN,
+    "all": pb.CHUNK_VECTORS_ALL,
+}
 _PRIORITIES: dict[str, pb.Priority.ValueType] = {
     "interactive": pb.PRIORITY_INTERACTIVE,
     "bulk": pb.PRIORITY_BULK,
@@ -57,6 +62,8 @@ _MODEL_FIELDS = [field.name for field in fields(values.ModelInfo)]
 _INPUT_OVERHEAD_BYTES = 16
 _RESULT_OVERHEAD_BYTES = 160
 _CALL_OVERHEAD_BYTES = 4096
+# Of a chunk, or of a token, in its text.
+_PLACE_BYTES = 24
 _NS_PER_S = 1e9
 
 
@@ -83,18 +90,22 @@ def options_message(
 ) -> pb.EncodeOptions:
     """Raises ValueError for what the contract does not know."""
     pooling, element_type = vector.get("pooling"), vector.get("element_type", "float32")
+    chunking = vector.get("chunking")
     for name, value, known in (
         ("output", output, _OUTPUTS),
         ("truncate", truncate, _TRUNCATIONS),
         ("priority", priority, _PRIORITIES),
         ("pooling", pooling, _POOLINGS),
         ("element_type", element_type, _ELEMENT_TYPES),
+        ("chunking.vectors", chunking.vectors if chunking else "mean", _CHUNK_VECTORS),
     ):
         if value not in known:
             raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
     dimensions = vector.get("dimensions")
     if dimensions is not None and dimensions < 1:
         raise ValueError(f"dimensions is a number from 1 on, not {dimensions}")
+    if chunking is not None and chunking.overlap_tokens < 0:
+        raise ValueError(f"chunking.overlap_tokens is a number from 0 on, not {chunking.overlap_tokens}")
     message = pb.EncodeOptions(
         output=_OUTPUTS[output],
         truncation=_TRUNCATIONS[truncate],
@@ -103,7 +114,11 @@ def options_message(
         pooling=_POOLINGS[pooling],
         # Where it is not said, servers that do not know the field yet do the same.
         data_type=_ELEMENT_TYPES[element_type] if element_type != "float32" else pb.DATA_TYPE_UNSPECIFIED,
+        token_offsets=vector.get("token_offsets", False),
     )
+    if chunking is not None:
+        message.chunking.overlap_tokens = chunking.overlap_tokens
+        message.chunking.vectors = _CHUNK_VECTORS[chunking.vectors]
     normalize = vector.get("normalize")
     if normalize is not None:
         message.normalize = normalize
@@ -144,7 +159,13 @@ def encoding(result: pb.Result, model: str, version: int) -> values.Encoding:
         model=model,
         version=version,
         scale=tensor.scale or 1.0,
+        chunks=tuple(values.Chunk(chunk.start, chunk.end, chunk.tokens) for chunk in result.chunks),
+        offsets=_offsets(result.offsets) if result.HasField("offsets") else None,
     )
+
+
+def _offsets(offsets: pb.TokenOffsets) -> NDArray[np.uint32]:
+    return np.stack([np.array(offsets.starts, np.uint32), np.array(offsets.ends, np.uint32)], axis=1)
 
 
 def model_info(message: pb.ModelInfo) -> values.ModelInfo:
@@ -217,41 +238,65 @@ class CallLimits:
         return size_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerSize:
+    """Upper bounds of the answer to one input: bytes, and sequences that it is made of."""
+
+    bytes: int
+    sequences: int = 1
+
+
 def split(
-    inputs: Sequence[pb.Input], limits: CallLimits, answer_bytes: Sequence[int] | int
+    inputs: Sequence[pb.Input], limits: CallLimits, sizes: Sequence[AnswerSize] | AnswerSize
 ) -> Iterator[tuple[int, int]]:
     """Cut a list into calls that keep to the limits, in order.
 
-    `answer_bytes` bounds the bytes of each input's answer. Yields (start, end), none of them empty.
+    `sizes` bounds each input's answer. Yields (start, end), none of them empty.
     Raises InvalidInput if one input alone exceeds a request.
     """
-    start, request_sum, answer_sum = 0, 0, 0
+    start, request_sum, answer_sum, sequences = 0, 0, 0, 0
     for index, message in enumerate(inputs):
         request = limits.check(message, index)
-        answer = answer_bytes if isinstance(answer_bytes, int) else answer_bytes[index]
+        size = sizes if isinstance(sizes, AnswerSize) else sizes[index]
         full = (
-            index - start >= limits.max_inputs
+            sequences + size.sequences > limits.max_inputs
             or request_sum + request > limits.body_bytes
-            or answer_sum + answer > limits.body_bytes
+            or answer_sum + size.bytes > limits.body_bytes
         )
         if full and index > start:
             yield start, index
-            start, request_sum, answer_sum = index, 0, 0
+            start, request_sum, answer_sum, sequences = index, 0, 0, 0
         request_sum += request
-        answer_sum += answer
+        answer_sum += size.bytes
+        sequences += size.sequences
     if inputs:
         yield start, len(inputs)
 
 
-def sentence_answer_bytes(hidden_size: int) -> int:
-    return 4 * hidden_size + _RESULT_OVERHEAD_BYTES
+def sentence_answer(hidden_size: int) -> AnswerSize:
+    """One vector for each input."""
+    return AnswerSize(4 * hidden_size + _RESULT_OVERHEAD_BYTES)
 
 
-def token_answer_bytes(message: pb.Input, info: values.ModelInfo) -> int:
-    """Upper bound of an answer with one vector for each token."""
+def answer_size(
+    message: pb.Input, info: values.ModelInfo, output: values.Output, vector: values.VectorOptions
+) -> AnswerSize:
+    """The answer to one input, whatever is asked for."""
+    tokens, chunking = _most_tokens(message), vector.get("chunking")
+    vectors = chunks = 1
+    if chunking is not None:
+        # A model has at most a few special tokens.
+        chunks = 1 + tokens // max(info.max_length - 8 - chunking.overlap_tokens, 1)
+        vectors = chunks if chunking.vectors == "all" else 1
+    tokens = min(tokens, info.max_length)
+    if output == "tokens":
+        vectors = tokens
+    places = (chunks if chunking else 0) + (tokens if vector.get("token_offsets") else 0)
+    return AnswerSize(4 * info.hidden_size * vectors + _PLACE_BYTES * places + _RESULT_OVERHEAD_BYTES, chunks)
+
+
+def _most_tokens(message: pb.Input) -> int:
     if message.WhichOneof("content") == "token_ids":
-        length = len(message.token_ids.ids)
-    else:
-        # No tokenizer makes more tokens of a text than it has bytes, but for its few special ones.
-        length = len(message.text.encode()) + 8
-    return 4 * info.hidden_size * min(length, info.max_length) + _RESULT_OVERHEAD_BYTES
+        return len(message.token_ids.ids)
+    # No tokenizer makes more tokens of a text than it has bytes, but for its few special ones.
+    return len(message.text.encode()) + 8

@@ -124,7 +124,7 @@ async def test_a_call_ends_with_the_pause_that_its_caller_can_keep() -> None:
         )  # fmt: skip
         return answered
 
-    calls = Calls(Metrics(), lambda: 0.0, max_request_s=30.0)
+    calls = Calls(Metrics(), Tenants(False, {}), lambda: 0.0, max_request_s=30.0)
     for remaining_s, pushback_ms in ((0.5, "-1"), (None, "1000")):
         caller = context(remaining_s)
         with pytest.raises(grpc.aio.AbortError):

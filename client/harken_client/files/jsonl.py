@@ -1,6 +1,7 @@
 """Results as lines of JSON."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -48,6 +49,8 @@ class JsonLines:
             record["vector"] = result.encoding.vector.tolist()
             record["tokens"] = result.encoding.tokens
             record["truncated"] = result.encoding.truncated
+            if result.encoding.chunks:
+                record["chunks"] = [asdict(chunk) for chunk in result.encoding.chunks]
         else:
             record["error"] = error_record(result.error)
         self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

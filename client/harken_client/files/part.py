@@ -28,6 +28,8 @@ class Run:
     dimensions: int | None
     normalize: bool | None
     pooling: str | None
+    chunk: str | None
+    overlap_tokens: int
     input_bytes: int | None
     column: str
     id_column: str

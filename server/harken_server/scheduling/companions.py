@@ -1,6 +1,6 @@
 """Who rides with the leader of a batch: its neighbours in length, for a batch costs its longest row times its size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from math import inf
@@ -54,11 +54,12 @@ def companions(
     closed_by: ClosedBy = "limit" if limits.sequences <= share else "lanes"
     table_s, scale, batch_bytes = backlog.cost.table_s, backlog.cost.scale, backlog.memory.batch_bytes
     batch, padded_length, alone_s = [leader], leader.length, leader.alone_s
-    has_bulk, bulk_end_s = leader.priority is Priority.BULK, begins_s + bulk_s
+    bulk, bulk_end_s = Priority.BULK, begins_s + bulk_s
+    has_bulk = leader.priority is bulk
     least_end_s = begins_s + scale * table_s(1, leader.length)
     # Who wants the same as a member rides for nothing.
-    twins = {leader.twin}
-    sides, nobody_more = _neighbours(backlog, leader, limits, least_end_s, twins)
+    taken: set[object] = {leader.twin or leader}
+    sides, nobody_more = _neighbours(backlog, leader, limits, least_end_s, taken)
     candidates = [next(side, None) for side in sides]
     # Who cannot be in time even alone does not bound the batch.
     first_deadline_s = leader.deadline.at_s if leader.deadline.at_s >= least_end_s else inf
@@ -78,7 +79,7 @@ def companions(
                 blocked_by, candidates[side] = "limit", None
             elif ends_s > first_deadline_s or ends_s > candidate.deadline.at_s:
                 blocked_by, candidates[side] = "deadline", None
-            elif ends_s > bulk_end_s and (has_bulk or candidate.priority is Priority.BULK):
+            elif ends_s > bulk_end_s and (has_bulk or candidate.priority is bulk):
                 blocked_by, candidates[side] = "bulk", None
             elif (its_saving := (alone_s + candidate.alone_s) / together_s) > saving:
                 chosen, saving, chosen_side = candidate, its_saving, side
@@ -87,10 +88,10 @@ def companions(
         if chosen is None:
             closed_by = blocked_by
             break
-        twins.add(chosen.twin)
+        taken.add(chosen.twin or chosen)
         candidates[chosen_side] = next(sides[chosen_side], None)
         batch.append(chosen)
-        has_bulk = has_bulk or chosen.priority is Priority.BULK
+        has_bulk |= chosen.priority is bulk
         padded_length = max(padded_length, chosen.length)
         alone_s += chosen.alone_s
         first_deadline_s = min(first_deadline_s, chosen.deadline.at_s)
@@ -106,23 +107,19 @@ def companions(
 
 
 def _neighbours(
-    backlog: Backlog[W], leader: W, limits: Limits, ends_s: float, twins: set[bytes | None]
+    backlog: Backlog[W], leader: W, limits: Limits, ends_s: float, taken: set[object]
 ) -> tuple[list[Iterator[W]], ClosedBy]:
     """Who may ride along, the nearest first, in each direction; and what keeps all others out.
 
     `ends_s` is when the leader would be done alone: with whom it would be too late then waits for another batch.
-    `twins` grows with the batch.
+    `taken` grows with the batch: its members, by what they have in common with others if they do.
     """
     late = backlog.late(leader)
     if next(late, None) is leader and (second := next(late, None)):
         # Whoever rode out of turn would make the others who are late wait longer still.
-        return [filter(_is_new(twins), chain((second,), late))], "age"
+        return [(waiting for waiting in chain((second,), late) if waiting.twin not in taken)], "age"
     nearest = 4 * limits.sequences
     sides = islice(backlog.not_longer(leader), nearest), islice(backlog.longer(leader), nearest)
     return [
-        (waiting for waiting in filter(_is_new(twins), side) if waiting.deadline.at_s >= ends_s) for side in sides
+        (waiting for waiting in side if waiting.deadline.at_s >= ends_s and waiting.twin not in taken) for side in sides
     ], "tenants" if backlog.shared_out else "deadline"
-
-
-def _is_new(twins: set[bytes | None]) -> Callable[[Waiting], bool]:
-    return lambda waiting: waiting.twin is None or waiting.twin not in twins

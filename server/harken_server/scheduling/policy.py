@@ -101,8 +101,12 @@ def _leader(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, now_s: float) -> tup
 
 
 def _oldest(backlogs: Mapping[M, Backlog[W]], priority: Priority) -> tuple[W, M] | None:
-    leaders = [(leader, model) for model, backlog in backlogs.items() if (leader := backlog.leader(priority))]
-    return min(leaders, key=lambda entry: entry[0].arrived_s) if leaders else None
+    oldest = None
+    for model, backlog in backlogs.items():
+        leader = backlog.leader(priority)
+        if leader is not None and (oldest is None or leader.arrived_s < oldest[0].arrived_s):
+            oldest = leader, model
+    return oldest
 
 
 def _goes_wide(backlogs: Mapping[M, Backlog[W]], backlog: Backlog[W], leader: W, lanes: Lanes) -> bool:

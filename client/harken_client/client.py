@@ -314,12 +314,12 @@ class AsyncClient:
             window=window,
             timeout_s=self._timeout_s if timeout_s is None else checked_timeout_s(timeout_s),
         )
-        results = run.results(iterate(inputs))
+        run.begin(iterate(inputs))
         try:
-            async for result in results:
+            while (result := await run.next()) is not None:
                 yield result
         finally:
-            await results.aclose()
+            await run.end()
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """Every model version that the server holds."""

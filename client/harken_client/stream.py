@@ -11,7 +11,7 @@ Only the caller makes room, so a slow caller slows the source.
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -76,6 +76,10 @@ class BulkRun:
         self._outbox: asyncio.PriorityQueue[tuple[float, _Pending | None]] = asyncio.PriorityQueue()
         # A result, or the exception that ends the run, or None at its end.
         self._results: asyncio.Queue[StreamResult | BaseException | None] = asyncio.Queue()
+        # Those that are ready before the one that comes next, by position.
+        self._early: dict[int, StreamResult] = {}
+        self._following = 0
+        self._tasks: list[asyncio.Task[None]] = []
         self._taken = 0
         self._settled = 0
         # The last answer that was no refusal for now; silence is counted from it.
@@ -92,28 +96,31 @@ class BulkRun:
         # A server has spoken in this run, so there is one, and a later stream waits for it.
         self._reached = False
 
-    async def results(self, source: AsyncIterator[StreamInput]) -> AsyncGenerator[StreamResult, None]:
-        """Iterate once. Raises the source's exception, or the HarkenError that no new stream mends."""
-        tasks = [asyncio.create_task(self._report(work)) for work in (self._feed(source), self._converse())]
-        early: dict[int, StreamResult] = {}
-        following = 0
-        try:
-            while (event := await self._results.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                if not self._ordered:
-                    self._room.release()
-                    yield event
-                    continue
-                early[event.index] = event
-                while (result := early.pop(following, None)) is not None:
-                    following += 1
-                    self._room.release()
-                    yield result
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def begin(self, source: AsyncIterator[StreamInput]) -> None:
+        """Start to read the source, and to send. Once."""
+        self._tasks = [asyncio.create_task(self._report(work)) for work in (self._feed(source), self._converse())]
+
+    async def next(self) -> StreamResult | None:
+        """The next result, None after the last. Raises the source's exception, or what no new stream mends."""
+        while (result := self._early.pop(self._following, None)) is None:
+            event = await self._results.get()
+            if event is None:
+                return None
+            if isinstance(event, BaseException):
+                raise event
+            if not self._ordered:
+                self._room.release()
+                return event
+            self._early[event.index] = event
+        self._following += 1
+        self._room.release()
+        return result
+
+    async def end(self) -> None:
+        """Leave it, whatever is unanswered."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _report(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -166,3 +166,15 @@ print([name for name in ("typer", "rich", "harken_client.cli", "harken_client.lo
 def test_everything_public_is_named() -> None:
     assert [name for name in harken_client.__all__ if not hasattr(harken_client, name)] == []
     assert (Path(harken_client.__file__).parent / "py.typed").exists()
+
+
+def test_a_client_is_closed_in_silence_over_a_stream_that_was_left_half_read(target: str) -> None:
+    code = f"""
+from harken_client import Client
+client = Client({target!r})
+results = client.encode_stream(str(number) for number in range(1000))
+print(next(results).index)
+client.close()
+"""
+    left = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (left.returncode, left.stdout, left.stderr) == (0, "0\n", "")

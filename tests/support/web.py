@@ -8,6 +8,10 @@ from typing import Any
 
 from support.server import RunningServer
 
+MODEL = "all-MiniLM-L6-v2"
+EMBEDDINGS = "/v1/embeddings"
+INFER = f"/v2/models/{MODEL}/infer"
+
 
 @dataclass(frozen=True)
 class Replied:
@@ -41,3 +45,10 @@ def call(
 def post(server: RunningServer, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Replied:
     """POST a body."""
     return call(server, "POST", path, body, headers)
+
+
+def infer_request(**more: Any) -> dict[str, Any]:
+    """A body of the Open Inference Protocol that is fine but for `more`."""
+    tensor = {"name": "input_ids", "datatype": "INT64", "shape": [2, 3], "data": [[101, 7592, 102], [101, 102, 0]]}
+    mask = {"name": "attention_mask", "datatype": "INT64", "shape": [2, 3], "data": [1, 1, 1, 1, 1, 0]}
+    return {"inputs": [tensor, mask], **more}

@@ -10,7 +10,7 @@ BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test contract bench-limit bench-all lint format proto settings-doc clean
+.PHONY: help demo serve test contract chaos bench-limit bench-all lint format proto settings-doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: .venv/.dev lint model ## every check and every test
 
 contract: .venv/.dev model build/contract/.done ## other people's clients, unmodified, against a real server
 	@$(BIN)/python -m pytest tests/contract
+
+chaos: .venv/.dev model ## faults and overload on real servers: what was lost, what was wrong (15 minutes; SHORT=1 a minute)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --models $(MODELS) $(if $(SHORT),--short)
 
 bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
 	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)

@@ -179,7 +179,10 @@ class App:
         # Refused calls get their status from a server that is still up; one that stops cancels what it has not begun.
         with suppress(TimeoutError):
             await asyncio.wait_for(self._calls.quiet(), _REFUSING_S)
+        await self._calls.park()
         stopping = asyncio.create_task(self._server.stop(settings.max_request_s + 1.0))
+        await asyncio.sleep(0)
+        self._calls.release()
         if self._web is not None:
             self._web.close()
         with suppress(TimeoutError):

@@ -29,6 +29,8 @@ REQUEST_ID: Final = "x-request-id"
 """The name of the metadata, or header, that a caller may give an id in, and in which it comes back."""
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _MOMENT_S: Final = 0.1
+_PARKED_S: Final = 0.5
+"""Longest that a refusal is held back."""
 _NOT_REJECTED: Final = (errors.StreamTooOld, errors.Expired, errors.Abandoned, errors.ComputeFailed, errors.NoMemory)
 """What ends a call by its own deadline, by its caller, or after it was accepted."""
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -76,6 +78,8 @@ class Calls:
         self._prefix: Final = secrets.token_hex(6)
         self._idle: Final = asyncio.Event()
         self._idle.set()
+        # While it is there, and not set, refusals of gRPC calls wait.
+        self._parking: asyncio.Event | None = None
 
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a gRPC call's work, and end it with one status."""
@@ -90,6 +94,8 @@ class Calls:
             return await self.run(call, work)
         except Refused as refused:
             said = refused.answer
+            if self._parking is not None:
+                await self._parking.wait()
             await context.abort(said.code, said.status.message, (*said.trailers(context.time_remaining()), *named))
         raise AssertionError("abort raises")
 
@@ -161,6 +167,23 @@ class Calls:
         statistics.compute_infer.add(stamps.computed_s - stamps.collated_s)
         statistics.compute_output.add(stamps.scattered_s - stamps.computed_s)
         statistics.last_inference_s = time.time()
+
+    async def park(self) -> None:
+        """Hold refusals back until `release`, and return once no call comes any more, or so few that nobody waits.
+
+        gRPC cancels the calls that a stopping server has not picked up, and their callers do not learn that they may
+        go elsewhere. Whoever waits for a refusal asks for nothing more, so there are none then.
+        """
+        self._parking = asyncio.Event()
+        began, ends_s = -1, self.clock() + _PARKED_S
+        while began != self._began and self.clock() < ends_s:
+            began = self._began
+            await asyncio.sleep(_MOMENT_S / 2)
+
+    def release(self) -> None:
+        """Say what was held back."""
+        if self._parking is not None:
+            self._parking.set()
 
     async def quiet(self) -> None:
         """Until no call is open, and none has begun for a moment: what has arrived may not have been picked up yet."""

@@ -463,7 +463,8 @@ def _chunk(tokens: Tokens) -> Chunk:
     assert tokens.places is not None
     # Special tokens stand at 0 to 0.
     text = tokens.places[tokens.places[:, 1] > 0]
-    return Chunk(int(text[0, 0]), int(text[-1, 1]), len(tokens.ids))
+    start, end = (int(text[0, 0]), int(text[-1, 1])) if len(text) else (0, 0)
+    return Chunk(start, end, len(tokens.ids))
 
 
 def _finished(outcome: Outcome, options: Options, bundle: bundle_pb2.Bundle) -> Outcome:

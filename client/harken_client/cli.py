@@ -6,8 +6,10 @@ Ends with 0; 1 after an error of the server or of an input; 2 after wrong usage;
 import asyncio
 import math
 import os
+import signal
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -367,7 +369,7 @@ def _check_writable(path: Path) -> None:
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end, or end the command with one line and its code."""
     try:
-        return asyncio.run(work)
+        return asyncio.run(_interruptible(work))
     except HarkenError as error:
         _fail(1, error)
     except files.BadFile as error:
@@ -377,8 +379,26 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise typer.Exit(1) from None
     except OSError as error:
         _fail(2, error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(130) from None
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Let Ctrl-C wake the loop, whatever it waits for.
+
+    The handler of asyncio.run does not: a signal that comes just before the loop falls asleep is not seen until
+    something else happens.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)  # a second one ends it at once
+        task.cancel()
+
+    with suppress(NotImplementedError):  # where loops take no signals
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    return await work
 
 
 def _leave_stdout() -> None:

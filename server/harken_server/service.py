@@ -325,7 +325,7 @@ class Service:
         if text_bytes and model.tokenizer is not None:
             texts = [given for given in inputs if isinstance(given, str)]
             keep: Literal["start", "end", "chunks"] = "chunks" if options.chunks else "end" if left else "start"
-            reading = Reading(keep, options.overlap_tokens, options.places)
+            reading = Reading(keep, options.overlap_tokens, options.places, self.limits.inputs + 1)
             try:
                 async with asyncio.timeout(deadline.remaining_s(self._clock())):
                     tokenized = iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes, reading))

@@ -28,11 +28,13 @@ class Reading:
     keep            of one that is longer than the model: its start, its end, or all of it, as chunks
     overlap_tokens  what two neighbouring chunks have in common: fewer than the model takes of a text
     places          whether to tell where in the text each token stands
+    most_chunks     of one text; what more it would make is left out, so whoever allows fewer refuses it
     """
 
     keep: Literal["start", "end", "chunks"] = "start"
     overlap_tokens: int = 0
     places: bool = False
+    most_chunks: int = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Tokenizer:
             whole = self._whole(text, 0, places=True)
             step = most - reading.overlap_tokens
             starts = range(0, max(whole.body - reading.overlap_tokens, 1), step)
-            return [whole.chunk(start, min(start + most, whole.body)) for start in starts]
+            return [whole.chunk(start, min(start + most, whole.body)) for start in starts[: reading.most_chunks]]
         end = reading.keep == "end"
         if len(text) > enough:
             start = len(text) - enough if end else 0

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from harken_client.client import AsyncClient
 from harken_client.errors import moved
-from harken_client.files import BadFile, Inputs, Run, open_sink
+from harken_client.files import BadFile, Inputs, Run, only_run, open_sink
 from harken_client.values import Chunking, Output, Pooling, StreamResult
 
 
@@ -48,9 +48,17 @@ async def encode(
 ) -> Outcome:
     """Encode all inputs into a file, or onto stdout.
 
-    Raises BadFile for an input that cannot be read, or a part that is not this run's; HarkenError for
-    what ends the stream; OSError. What was answered until then is kept in the part.
+    Raises BadFile for an input that cannot be read, an output that another run writes, or a part that
+    is not this run's; HarkenError for what ends the stream; OSError. What was answered until then is
+    kept in the part.
     """
+    with only_run(output):
+        return await _encode(client, inputs, output, options, resume=resume)
+
+
+async def _encode(
+    client: AsyncClient, inputs: Inputs, output: Path | None, options: Options, *, resume: bool
+) -> Outcome:
     info = await client.model()
     run = Run(
         model=info.name,

@@ -205,3 +205,30 @@ def test_a_run_that_ends_early_by_itself_keeps_all_that_was_answered(
     assert finished(command(*arguments, "--resume")).returncode == 0
     assert fake.answered.total() == 90 - kept
     assert [row["index"] for row in written(tmp_path / "out.parquet")] == list(range(90))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
+def test_a_second_run_into_the_same_output_is_refused_and_the_first_is_itself(
+    fake: FakeEncoder, target: str, tmp_path: Path, suffix: str
+) -> None:
+    fake.pace_s = 0.01
+    output = tmp_path / f"out{suffix}"
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {number}\n" for number in range(200)))
+
+    def arguments(name: str) -> list[str | Path]:
+        return [tmp_path / f"{name}.txt", "-o", output, "-s", target]
+
+    first = subprocess.Popen(command(*arguments("a")), stderr=subprocess.PIPE, text=True)
+    while not fake.answered:
+        time.sleep(0.01)
+    for more in ([], ["--resume"]):
+        second = finished(command(*arguments("b"), *more))
+        assert (second.returncode, second.stderr) == (2, f"harken: another run is writing {output}\n")
+    _, told = first.communicate(timeout=60)
+    assert (first.returncode, told) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt", output.name]
+    assert all(text.startswith("a ") for text in fake.answered)
+    # One that was killed leaves its lock behind, and nobody minds.
+    output.with_name(output.name + ".lock").touch()
+    assert finished(command(*arguments("b"))).returncode == 0

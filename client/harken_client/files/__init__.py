@@ -11,6 +11,7 @@ from typing import BinaryIO
 from harken_client.files.base import BadFile, Inputs, Sink
 from harken_client.files.inputs import from_lines, from_texts
 from harken_client.files.jsonl import JsonLines
+from harken_client.files.lock import only_run
 from harken_client.files.npy import NpyRows
 from harken_client.files.part import Run
 
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "Sink",
     "from_texts",
+    "only_run",
     "open_inputs",
     "open_sink",
 ]

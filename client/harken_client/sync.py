@@ -40,9 +40,19 @@ def _iterating(
     def iterate(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         values = method(self._client, *args, **kwargs)
         end = object()
+        asked: asyncio.Task[Any] | None = None
 
         async def following() -> R | object:
+            nonlocal asked
+            asked = asyncio.current_task()
             return await anext(values, end)
+
+        async def leave() -> None:
+            # After Ctrl-C the last value may still be on its way, and an iterator that runs cannot be closed.
+            if asked is not None and not asked.done():
+                asked.cancel()
+                await asyncio.wait({asked})
+            await values.aclose()
 
         try:
             while (value := self._wait(following())) is not end:
@@ -51,9 +61,9 @@ def _iterating(
             if threading.current_thread() is self._thread:
                 # Collected as garbage in the loop's own thread, which must not wait for itself.
                 if not self._closed:
-                    asyncio.run_coroutine_threadsafe(values.aclose(), self._loop)
+                    asyncio.run_coroutine_threadsafe(leave(), self._loop)
             elif not self._closed:
-                self._wait(values.aclose())
+                self._wait(leave())
 
     return iterate
 

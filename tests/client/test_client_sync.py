@@ -178,3 +178,24 @@ client.close()
 """
     left = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (left.returncode, left.stdout, left.stderr) == (0, "0\n", "")
+
+
+def test_ctrl_c_in_a_stream_is_itself_and_the_client_works_on(fake: FakeEncoder, target: str) -> None:
+    fake.pace_s = 0.05
+    code = f"""
+import os, signal, threading
+from harken_client import Client
+with Client({target!r}) as client:
+    for attempt in range(3):
+        results = client.encode_stream(str(number) for number in range(1000))
+        next(results)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            for result in results:
+                pass
+        except KeyboardInterrupt:
+            print("interrupted")
+    print(client.encode(["after"]).shape)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout.splitlines(), ended.stderr) == (["interrupted"] * 3 + ["(1, 8)"], "")

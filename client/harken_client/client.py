@@ -76,7 +76,8 @@ class AsyncClient:
     `max_attempts` times where the connection could not be made, or broke before the answer. Never
     past the deadline.
 
-    Every method raises HarkenError, or what harken_client.errors draws below it.
+    Every method raises HarkenError, or what harken_client.errors draws below it; ValueError and
+    TypeError for arguments that cannot be sent at all.
     """
 
     def __init__(

@@ -7,7 +7,6 @@ each attempt of gRPC's does, so both layers together ask no faster than one of t
 has tried it as often as it may.
 """
 
-import math
 from dataclasses import dataclass
 
 from harken_client.errors import HarkenError
@@ -19,6 +18,10 @@ _MOST_RECONNECT_S = 2.0
 _JITTER = 0.25
 # A server that says 0 s must not be asked as fast as the network goes.
 _LEAST_PAUSE_S = 0.01
+
+
+# What is much longer gRPC takes for a moment that has passed.
+_MOST_TIMEOUT_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class Deadline:
 
 
 def checked_timeout_s(timeout_s: float) -> float:
-    if not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
-        raise ValueError(f"timeout_s is a finite number of seconds above 0, not {timeout_s!r}")
+    if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= _MOST_TIMEOUT_S:
+        raise ValueError(f"timeout_s is a number of seconds above 0, at most {_MOST_TIMEOUT_S:g}, not {timeout_s!r}")
     return float(timeout_s)
 
 

@@ -22,6 +22,7 @@ from harken_server.execution.keys import Keys
 from harken_server.execution.loading import Loader
 from harken_server.execution.results import Results
 from harken_server.execution.tokenizing import Tokenizing
+from harken_server.execution.watchdog import Watchdog
 from harken_server.models.bundle import BundleError
 from harken_server.models.repository import Repository
 from harken_server.rpc import debug, encoder
@@ -85,6 +86,8 @@ class App:
             results,
             CLOCK,
             _die,
+            Watchdog(asyncio.get_running_loop().call_later, settings.stall_factor, settings.stall_min_s),
+            self._on_works,
         )
         self._tokenizing: Final = Tokenizing(settings.tokenize_threads, settings.max_tokenize_bytes)
         self._service: Final = Service(
@@ -165,6 +168,16 @@ class App:
 
     async def _say_of_model(self, name: str, versions: Sequence[int], serving: bool) -> None:
         await self._health.set([name, *[f"{name}/{version}" for version in versions]], serving)
+
+    def _on_works(self, works: bool) -> None:
+        """Health follows whether any lane works; while models load, or in a drain, nobody asks for that."""
+        log.info("a lane works again" if works else "no lane works")
+        self._saying = asyncio.create_task(self._say_works(works))
+
+    async def _say_works(self, works: bool) -> None:
+        await self._health.set(["", *_SERVICES], works)
+        for name in sorted({model.manifest.name for model in self._repository}):
+            await self._say_of_model(name, self._repository.versions(name), works)
 
     async def drain(self) -> None:
         """NOT_SERVING at once; go on accepting for a while; then refuse, finish what was accepted, and stop."""

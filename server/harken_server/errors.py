@@ -11,7 +11,7 @@
     ├── Expired                 its deadline passed, or the server's cap on any request
     ├── Abandoned               the caller went away
     ├── NoMemory                the machine had none for this sequence, even alone; it may succeed later
-    └── ComputeFailed           the engine failed on this sequence alone
+    └── ComputeFailed           the engine failed on this sequence alone, or on its batch without an end
 
 They carry evidence, not sentences: only `rpc` knows status codes and speaks to a person.
 """
@@ -310,6 +310,6 @@ class NoMemory(Refusal):
 
 @dataclass
 class ComputeFailed(Refusal):
-    """The engine failed on this sequence even alone, or gave a vector that is not finite."""
+    """The engine failed on this sequence even alone, gave a vector that is not finite, or did not end its batch."""
 
-    reason: Literal["ENGINE_FAILED", "NOT_FINITE"]
+    reason: Literal["ENGINE_FAILED", "NOT_FINITE", "ENGINE_STALLED"]

@@ -163,8 +163,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes requests, and goes on to."""
-        return self.state == "serving"
+        """Whether it takes requests, and goes on to; and computes them."""
+        return self.state == "serving" and self._batcher.works
 
     def versions(self, name: str) -> tuple[int, ...]:
         """The versions of a model that are served."""

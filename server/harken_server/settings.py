@@ -169,6 +169,16 @@ class Settings(BaseSettings):
         le=86400,
         description="Cap on the time of every call, and of every single input of a stream, in seconds.",
     )
+    stall_factor: float = Field(
+        20.0,
+        gt=1,
+        le=10000,
+        description="A batch that runs for so many times its predicted time, and for stall_min_s, has stalled: what "
+        "it holds fails, and the engine is told to end it; a quarter of that time later another thread takes its lane.",
+    )
+    stall_min_s: float = Field(
+        10.0, gt=0, le=86400, description="No batch has stalled before it ran for so many seconds."
+    )
     tokenize_threads: int = Field(1, ge=1, le=256, description="Threads that turn text into tokens.")
     drain_delay_s: float = Field(
         5.0,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from harken_server.execution.calibration import Calibrated, Grid, Seconds, calibrate
 from harken_server.execution.collate import PaddedBatch
-from harken_server.execution.engine import EngineError, OutOfMemory, Outputs
+from harken_server.execution.engine import EngineError, Halt, OutOfMemory, Outputs
 from harken_server.execution.lanes import Lane
 from harken_server.execution.surfaces import BESIDE_BUNDLE, Surface, Surfaces
 from structlog.testing import capture_logs
@@ -34,7 +34,7 @@ class Machine:
     def shrink(self) -> None:
         self.shrunk += 1
 
-    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+    def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
         self.shapes.append(batch.ids.shape)
         took_s = self._slowness * (0.001 + 0.0001 * batch.ids.size)
         # A neighbour takes the processor during the first runs.
@@ -102,8 +102,8 @@ def test_the_time_limit_ends_it_but_never_before_the_first_cell(lanes: list[Lane
 
 def test_a_surface_of_mere_noise_is_repeated_and_said(lanes: list[Lane]) -> None:
     class Random(Machine):
-        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
-            outcome = super().run(batch, outputs)
+        def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
+            outcome = super().run(batch, outputs, halt)
             self.now_s += 1.0 / batch.ids.size  # the larger the faster
             return outcome
 
@@ -114,7 +114,7 @@ def test_a_surface_of_mere_noise_is_repeated_and_said(lanes: list[Lane]) -> None
 
 def test_a_model_that_does_not_run_is_an_error(lanes: list[Lane]) -> None:
     class Broken(Machine):
-        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
             raise EngineError("no kernel")
 
     with pytest.raises(EngineError, match="no kernel"):
@@ -123,10 +123,10 @@ def test_a_model_that_does_not_run_is_an_error(lanes: list[Lane]) -> None:
 
 def test_a_cell_for_which_there_is_no_memory_is_left_out(lanes: list[Lane]) -> None:
     class Small(Machine):
-        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
             if batch.ids.size > 16:
                 raise OutOfMemory("no memory")
-            return super().run(batch, outputs)
+            return super().run(batch, outputs, halt)
 
     machine = Small()
     assert measured(machine, lanes).seconds == pytest.approx(
@@ -137,7 +137,7 @@ def test_a_cell_for_which_there_is_no_memory_is_left_out(lanes: list[Lane]) -> N
 
 def test_a_machine_without_memory_for_the_smallest_batch_is_an_error(lanes: list[Lane]) -> None:
     class Full(Machine):
-        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
             raise OutOfMemory("no memory")
 
     with pytest.raises(OutOfMemory):

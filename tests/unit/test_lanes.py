@@ -10,7 +10,7 @@ import pytest
 from harken_server.errors import Abandoned, ComputeFailed, Expired
 from harken_server.execution.batcher import Batcher, Served
 from harken_server.execution.collate import Buffers, PaddedBatch, collate
-from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Outputs
+from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Halt, Outputs
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
 from harken_server.execution.pending import Pending, Stamps
@@ -38,7 +38,7 @@ class FakeRunner:
     def shrink(self) -> None:
         self.batches.append(())
 
-    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+    def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
         self.batches.append(batch.lengths)
         if (batch.ids == POISON).any():
             raise EngineError("poison")
@@ -202,10 +202,10 @@ async def test_a_prepared_batch_runs_next_less_those_who_left_and_each_is_answer
             super().__init__()
             self.runs, self.let_go = Semaphore(0), Semaphore(0)
 
-        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
             self.runs.release()
             assert self.let_go.acquire(timeout=30)
-            return super().run(batch, outputs)
+            return super().run(batch, outputs, halt)
 
     now_s = 0.0
     metrics, runner = Metrics(), Held()

@@ -11,7 +11,7 @@ import pytest
 from harken_server.errors import ComputeFailed, NoMemory
 from harken_server.execution.batcher import Batcher, Served
 from harken_server.execution.collate import Buffers, PaddedBatch
-from harken_server.execution.engine import SENTENCE, EngineError, OutOfMemory, Outputs
+from harken_server.execution.engine import SENTENCE, EngineError, Halt, OutOfMemory, Outputs
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
 from harken_server.execution.pending import Outcome, Pending, Stamps
@@ -41,7 +41,7 @@ class SmallMachine:
     def shrink(self) -> None:
         self.ran.append("shrink")
 
-    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+    def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
         self.ran.append(batch.ids.shape)
         if batch.ids.size > self.most_tokens:
             raise OutOfMemory("no memory")
@@ -186,13 +186,13 @@ async def test_a_sequence_that_others_left_no_memory_for_runs_when_they_are_done
             super().__init__(most_tokens=1000)
             self.is_held, self.let_go = Event(), Event()
 
-        def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+        def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
             if not self.is_held.is_set():
                 self.is_held.set()
                 assert self.let_go.wait(30)
             elif not self.let_go.is_set():
                 raise OutOfMemory("the other lane has it")
-            return super().run(batch, outputs)
+            return super().run(batch, outputs, halt)
 
     machine = Shared()
     async with serving(machine, lanes=2) as server:

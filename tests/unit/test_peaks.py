@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from harken_server.execution.calibration import Grid
 from harken_server.execution.collate import PaddedBatch
-from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, OutOfMemory, Outputs
+from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Halt, OutOfMemory, Outputs
 from harken_server.execution.lanes import Lane
 from harken_server.execution.peaks import measure_peaks, shapes
 from harken_server.scheduling.memory import MemoryModel
@@ -37,7 +37,7 @@ class Machine:
     def shrink(self) -> None:
         self.held_bytes = 0
 
-    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+    def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
         assert set(outputs) == {SENTENCE, TOKENS}
         self.ran.append(batch.ids.shape)
         self.now_s += 1.0

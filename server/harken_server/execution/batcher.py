@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from harken_server.errors import BacklogFull, Expired, NoMemory, Refusal
-from harken_server.execution.engine import Runner
+import structlog
+
+from harken_server.errors import BacklogFull, ComputeFailed, Expired, NoMemory, Refusal
+from harken_server.execution.engine import Halt, Runner
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Clock, Lane, Ran, shrink
 from harken_server.execution.pending import Outcome, Pending, Vectors, outcome_label
 from harken_server.execution.results import Results
+from harken_server.execution.watchdog import MOST_HANGING, EngineHangs, Watchdog
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.companions import Limits
@@ -25,6 +28,8 @@ from harken_server.scheduling.memory import MemoryBudget, MemoryModel
 from harken_server.scheduling.policy import Start, decide
 from harken_server.telemetry.instruments import Count
 from harken_server.telemetry.metrics import Metrics, ModelMetrics
+
+log = structlog.get_logger()
 
 _IDLE_S: Final = 1.0
 """How long nothing must run before memory goes back: giving and taking it costs large batches a few percent."""
@@ -45,6 +50,18 @@ class Served:
     metrics: ModelMetrics
 
 
+@dataclass(eq=False, slots=True)
+class _Run:
+    """A batch that was given to its lane."""
+
+    start: Start[ModelKey, Pending]
+    halt: Halt
+    since_s: float = 0.0
+    """When it began, as far as the event loop knows."""
+    stalled: bool = False
+    """Whether its sequences were answered without it."""
+
+
 class Batcher:
     """Owns the backlogs and the lanes. Every method belongs to the event loop's thread."""
 
@@ -56,8 +73,13 @@ class Batcher:
         results: Results,
         clock: Clock,
         on_fatal: Callable[[BaseException], None],
+        watchdog: Watchdog | None = None,
+        on_works: Callable[[bool], None] = lambda works: None,
     ) -> None:
-        """`on_fatal` is called if the loop itself fails: the server must not look healthy then."""
+        """`on_fatal` is called if the loop itself fails, or too much hangs: the server must not look healthy then.
+
+        `watchdog`: None is one with its defaults. `on_works` is told when no lane works any more, and when one does.
+        """
         self._capacity: Final = capacity
         self._metrics: Final = metrics
         self._scheduler_seconds: Final = metrics.scheduler.labels()
@@ -66,6 +88,8 @@ class Batcher:
         self._clock: Final = clock
         self._on_fatal: Final = on_fatal
         self._loop: Final = asyncio.get_running_loop()
+        self._watchdog: Final = watchdog or Watchdog(self._loop.call_later)
+        self._on_works: Final = on_works
         self._lanes: Sequence[Lane] = ()
         self._limits = Limits(sequences=0, padded_tokens=0, memory_bytes=0)
         self._budget = MemoryBudget(0)
@@ -77,10 +101,14 @@ class Batcher:
         self._users: Final[Counter[ModelKey]] = Counter()
         self._leaving: Final[set[ModelKey]] = set()
         self._cores = Lanes(0)
-        self._running: Final[dict[int, tuple[Start[ModelKey, Pending], float]]] = {}
+        self._running: Final[dict[int, _Run]] = {}
         # What such a lane runs next.
-        self._prepared: Final[dict[int, Start[ModelKey, Pending]]] = {}
+        self._prepared: Final[dict[int, _Run]] = {}
+        # Those whose lane goes on without them; they still have their memory.
+        self._hanging: Final[set[_Run]] = set()
+        self._worked = True
         self._busy_seconds: Final[list[Count]] = []
+        self._replaced: Final[list[Count]] = []
         self._shrinking: asyncio.TimerHandle | None = None
 
     def open(self, lanes: Sequence[Lane], wide_lane: Lane | None, limits: Limits) -> None:
@@ -90,6 +118,7 @@ class Batcher:
         self._limits = limits
         self._budget = MemoryBudget(limits.memory_bytes)
         self._busy_seconds.extend(self._metrics.engine_busy.labels(lane.name) for lane in self._lanes)
+        self._replaced.extend(self._metrics.lanes_replaced.labels(lane.name) for lane in self._lanes)
         self._pump()
         self._shrink_when_idle()  # of what the warm-up left behind
 
@@ -134,10 +163,16 @@ class Batcher:
         return list(self._leaving)
 
     def _let_go(self) -> None:
-        busy = {start.model for start, _ in self._running.values()} | {start.model for start in self._prepared.values()}
+        busy = {run.start.model for run in (*self._running.values(), *self._prepared.values())}
         for key in [key for key in self._leaving if not self._users[key] and key not in busy]:
             self._leaving.discard(key)
             del self._models[key], self._backlogs[key], self._users[key]
+
+    @property
+    def works(self) -> bool:
+        """Whether there is a lane whose run has not stalled. The wide one holds all cores."""
+        stalled = [run.start for run in self._running.values() if run.stalled]
+        return len(stalled) < self._cores.narrow and not any(start.wide for start in stalled)
 
     @property
     def memory_budget_bytes(self) -> int:
@@ -153,9 +188,9 @@ class Batcher:
         return self._backlogs[key].memory
 
     def predicted_batch_bytes(self) -> int:
-        """Predicted memory of the batches that run now, and of those prepared to run next."""
-        started = [*(start for start, _ in list(self._running.values())), *list(self._prepared.values())]
-        return sum(start.predicted_bytes for start in started)
+        """Predicted memory of the batches that run now, or hang, and of those prepared to run next."""
+        started = [*list(self._running.values()), *list(self._prepared.values()), *list(self._hanging)]
+        return sum(run.start.predicted_bytes for run in started)
 
     def predicted_wait_s(self) -> float:
         """Seconds until a sequence that came now, and last, would start."""
@@ -259,7 +294,10 @@ class Batcher:
         try:
             while (self._cores.free or ahead) and not self._out_of_memory:
                 now_s = self._clock()
-                left_bytes = self._budget.bytes(now_s) - self.predicted_batch_bytes()
+                left_bytes = self._budget.bytes(now_s)
+                if self._running:
+                    # Else whoever was accepted has its turn, whatever runs that hang still hold.
+                    left_bytes -= self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
                 decision = decide(self._backlogs, self._cores, limits, now_s)
                 self._scheduler_seconds.inc(self._clock() - now_s)
@@ -285,30 +323,97 @@ class Batcher:
             self._shrinking.cancel()
             self._shrinking = None
         self._cores.start(start.lane, now_s, start.predicted_s, start.bulk)
+        run = _Run(start, Halt())
         if start.lane in self._running:
-            self._prepared[start.lane] = start
+            self._prepared[start.lane] = run
         else:
-            self._running[start.lane] = (start, now_s)
+            self._begin(run, now_s)
         runner = served.wide_runner if start.wide else served.runners[start.lane]
         assert runner is not None, "the wide lane needs a cost surface, and that comes with a runner"
-        self._lanes[start.lane].start(runner, start.batch, self._from_lane(start))
+        self._lanes[start.lane].start(runner, start.batch, self._from_lane(run), run.halt)
 
-    def _from_lane(self, start: Start[ModelKey, Pending]) -> Callable[[Ran], None]:
+    def _begin(self, run: _Run, now_s: float) -> None:
+        run.since_s = now_s
+        lane = run.start.lane
+        self._running[lane] = run
+        self._watchdog.watch(lane, run.start.predicted_s, partial(self._stalls, run), partial(self._hangs, run))
+
+    def _from_lane(self, run: _Run) -> Callable[[Ran], None]:
         def on_ran(ran: Ran) -> None:
-            self._loop.call_soon_threadsafe(self._ran, start, ran)
+            self._loop.call_soon_threadsafe(self._ran, run, ran)
 
         return on_ran
 
-    def _ran(self, start: Start[ModelKey, Pending], ran: Ran) -> None:
-        _, since_s = self._running.pop(start.lane)
+    def _ran(self, run: _Run, ran: Ran) -> None:
+        if run in self._hanging:
+            self._hanging.discard(run)
+            self._pump()
+            return
+        took_s = self._free(run, ran.ended_s)
+        if not run.stalled:
+            self._answer(run, ran, took_s)
+            return
+        log.info("a stalled run ended", lane=self._lanes[run.start.lane].name)
+        self._pump(ahead=True)
+        self._leave_lane()
+
+    def _free(self, run: _Run, ended_s: float) -> float:
+        """Its lane is free, or goes on with what is prepared. Returns how long it was taken."""
+        lane = run.start.lane
+        del self._running[lane]
+        self._watchdog.done(lane)
         now_s = self._clock()
-        took_s = now_s - since_s
-        following = self._prepared.pop(start.lane, None)
+        following = self._prepared.pop(lane, None)
         if following:
-            took_s = ran.ended_s - since_s
-            self._running[start.lane] = (following, ran.ended_s)
-        self._cores.done(start.lane, now_s)
+            self._begin(following, ended_s)
+        self._cores.done(lane, now_s)
         self._out_of_memory = False
+        self._tell()
+        return (ended_s if following else now_s) - run.since_s
+
+    def _stalls(self, run: _Run) -> None:
+        """Its sequences fail, all of them: nobody knows on whom the engine stalled, and there it would again."""
+        run.halt.set()
+        run.stalled = True
+        start, now_s = run.start, self._clock()
+        took_s = now_s - run.since_s
+        log.error(
+            "a run stalled",
+            lane=self._lanes[start.lane].name, model=start.model[0], sequences=len(start.batch),
+            padded_length=max(pending.length for pending in start.batch),
+            predicted_s=round(start.predicted_s, 4), ran_s=round(took_s, 3),
+        )  # fmt: skip
+        self._models[start.model].metrics.stalled.inc()
+        rode = [pending for pending in start.batch if pending.expecting()]
+        for pending in rode:
+            # Its lane may never have come to it.
+            pending.stamps.taken_s = pending.stamps.taken_s or now_s
+        failures: list[Outcome] = [ComputeFailed("ENGINE_STALLED")] * len(rode)
+        self._tell()
+        self._answer(run, Ran(rode, failures, 0.0, took_s, now_s, (), stalled=True), took_s)
+
+    def _hangs(self, run: _Run) -> None:
+        """It did not end even so: another thread takes its lane, and whatever it still gives is too late."""
+        lane = self._lanes[run.start.lane]
+        lane.replace()
+        self._hanging.add(run)
+        self._replaced[run.start.lane].inc()
+        hanging = sum(lane.hanging for lane in self._lanes)
+        log.error("a stalled run does not end; another thread takes its lane", lane=lane.name, hanging=hanging)
+        if hanging > MOST_HANGING:
+            self._on_fatal(EngineHangs(f"{hanging} threads hang in the engine"))
+            return
+        self._free(run, self._clock())
+        self._pump(ahead=True)
+        self._leave_lane()
+
+    def _tell(self) -> None:
+        if self.works != self._worked:
+            self._worked = self.works
+            self._on_works(self._worked)
+
+    def _answer(self, run: _Run, ran: Ran, took_s: float) -> None:
+        start = run.start
         served = self._models[start.model]
         for pending in ran.expired:
             self._settle(served, pending, Expired(pending.deadline.by_cap))
@@ -332,6 +437,9 @@ class Batcher:
             collate_s = max(ran.pendings[0].stamps.collated_s - ran.pendings[0].stamps.taken_s, 0.0)
             served.metrics.statistics.ran(len(ran.pendings), collate_s, ran.compute_s, now_s - ran.ended_s)
             self._history.add(start, ran, served.backlog.cost, took_s, now_s)
+        self._leave_lane()
+
+    def _leave_lane(self) -> None:
         if self._leaving:
             self._let_go()
         self._shrink_when_idle()
@@ -412,7 +520,7 @@ class Batcher:
         """The predicted rest of what runs, and what is prepared, in seconds of narrow lanes."""
         now_s = self._clock()
         rest_s = 0.0
-        for start, since_s in list(self._running.values()):
-            cores = self._cores.narrow if start.wide else 1
-            rest_s += max(start.predicted_s - (now_s - since_s), 0.0) * cores
-        return rest_s + sum(start.predicted_s for start in list(self._prepared.values()))
+        for run in list(self._running.values()):
+            cores = self._cores.narrow if run.start.wide else 1
+            rest_s += max(run.start.predicted_s - (now_s - run.since_s), 0.0) * cores
+        return rest_s + sum(run.start.predicted_s for run in list(self._prepared.values()))

@@ -41,10 +41,23 @@ class DeviceUnavailable(Exception):
     """The device that was asked for cannot be used. One line, for a person."""
 
 
+class Halt:
+    """Ends runs from another thread: the one that has it now, after its present operator, and all that get it later."""
+
+    def __init__(self) -> None:
+        self.options: Final = ort.RunOptions()
+        self.is_set = False
+
+    def set(self) -> None:
+        """End them, with EngineError."""
+        self.is_set = True
+        self.options.terminate = True
+
+
 class Runner(Protocol):
     """What a lane needs of an engine."""
 
-    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+    def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
         """Compute the named outputs: sentence_embedding float32 [B, H], token_embeddings float32 [B, L, H].
 
         Raises OutOfMemory, or else EngineError.
@@ -106,9 +119,9 @@ class Engine:
                 "CUDA: ONNX Runtime found no GPU that it can use, or not its CUDA and cuDNN libraries"
             )
 
-    def run(self, batch: PaddedBatch, outputs: Sequence[str]) -> Outputs:
+    def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
         """See Runner. One path on every provider: inputs go to the device, outputs come back to the host."""
-        return self._run(batch, outputs, None)
+        return self._run(batch, outputs, halt.options if halt else None)
 
     def shrink(self) -> None:
         """See Runner. ONNX Runtime's arenas only ever grow, but for a run that asks them to let go at its end."""

@@ -95,7 +95,7 @@ class History:
                 alone_s=start.predicted_s * saving,
                 compute_s=ran.compute_s,
                 lane_s=took_s,
-                split=sequences > 1 and ran.compute_s == 0.0,
+                split=sequences > 1 and ran.compute_s == 0.0 and not ran.stalled,
                 answered=outcomes.count("answered"),
                 failed=outcomes.count("failed"),
                 waits_again=outcomes.count("waits_again"),

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread, get_native_id
 from typing import Final
 
@@ -13,7 +13,7 @@ import structlog
 
 from harken_server.errors import ComputeFailed, NoMemory
 from harken_server.execution.collate import Buffers, collate
-from harken_server.execution.engine import TOKENS, EngineError, OutOfMemory, Runner
+from harken_server.execution.engine import TOKENS, EngineError, Halt, OutOfMemory, Runner
 from harken_server.execution.pending import Outcome, Pending
 
 log = structlog.get_logger()
@@ -22,6 +22,8 @@ _RETRY_AFTER_S: Final = 1.0
 """By then, if nothing runs, memory that large batches left behind has gone back."""
 
 _NICER: Final = 5
+
+_STOP_S: Final = 5.0
 Clock = Callable[[], float]
 
 
@@ -42,6 +44,11 @@ class Ran:
     """Those whose deadline came before the lane did: never computed. Who went away meanwhile is in neither."""
     short: Sequence[tuple[int, int]] = ()
     """(rows, padded length) of the batch, and of its parts, for which there was no memory, in the order of trying."""
+    stalled: bool = False
+    """Whether nobody waited for its end."""
+
+
+_Work = SimpleQueue[Callable[[Buffers], None] | None]
 
 
 class Lane:
@@ -50,30 +57,53 @@ class Lane:
     def __init__(self, name: str, clock: Clock) -> None:
         self.name: Final = name
         self._clock: Final = clock
-        self._buffers: Final = Buffers()
-        self._work: Final[SimpleQueue[Callable[[], None] | None]] = SimpleQueue()
-        self._thread: Final = Thread(target=self._loop, name=f"lane-{name}", daemon=True)
-        self._thread.start()
+        self._abandoned: Final[list[Thread]] = []
+        self._work, self._thread = self._begin()
 
-    def start(self, runner: Runner, pendings: Sequence[Pending], on_ran: Callable[[Ran], None]) -> None:
-        """Run a batch. Every pending gets an outcome, whatever the engine does."""
-        self._work.put(lambda: on_ran(run_batch(runner, pendings, self._clock, self._buffers)))
+    def start(
+        self, runner: Runner, pendings: Sequence[Pending], on_ran: Callable[[Ran], None], halt: Halt | None = None
+    ) -> None:
+        """Run a batch. Every pending gets an outcome, whatever the engine does; who sets `halt` cuts that short."""
+        self._work.put(lambda buffers: on_ran(run_batch(runner, pendings, self._clock, buffers, halt)))
 
     def call(self, work: Callable[[], None]) -> None:
         """Run something else on the lane's thread: the warm-up."""
-        self._work.put(work)
+        self._work.put(lambda _: work())
+
+    def replace(self) -> None:
+        """Abandon the thread, which ends if ever it comes back; another one goes on with what has not begun."""
+        old = self._work
+        self._abandoned.append(self._thread)
+        self._work, self._thread = self._begin()
+        with suppress(Empty):
+            while True:
+                self._work.put(old.get_nowait())
+        old.put(None)
+
+    @property
+    def hanging(self) -> int:
+        """How many abandoned threads have not ended."""
+        return sum(thread.is_alive() for thread in self._abandoned)
 
     def stop(self) -> None:
-        """End the thread after what it runs now."""
+        """End the thread after what it runs now; one that stalls is left to the end of the process."""
         self._work.put(None)
-        self._thread.join()
+        self._thread.join(_STOP_S)
 
-    def _loop(self) -> None:
-        with suppress(OSError):
-            # Of this thread alone. The event loop's work is short, and callers and other lanes wait for it.
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
-        while (work := self._work.get()) is not None:
-            work()
+    def _begin(self) -> tuple[_Work, Thread]:
+        # Buffers of its own too: an abandoned thread may still read the old ones.
+        work: _Work = SimpleQueue()
+        thread = Thread(target=_loop, args=(work, Buffers()), name=f"lane-{self.name}", daemon=True)
+        thread.start()
+        return work, thread
+
+
+def _loop(queue: _Work, buffers: Buffers) -> None:
+    with suppress(OSError):
+        # Of this thread alone. The event loop's work is short, and callers and other lanes wait for it.
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
+    while (work := queue.get()) is not None:
+        work(buffers)
 
 
 def shrink(runner: Runner) -> None:
@@ -84,7 +114,9 @@ def shrink(runner: Runner) -> None:
         log.warning("no memory was given back", error=str(error))
 
 
-def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers) -> Ran:
+def run_batch(
+    runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers, halt: Halt | None = None
+) -> Ran:
     """Collate, compute, check. A batch that fails is halved until only the sequence at fault fails.
 
     Who went away, or whose deadline passed, while the batch waited for the lane is not computed. Where memory was
@@ -99,7 +131,7 @@ def run_batch(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers
     for pending in riding:
         pending.stamps.taken_s = started_s
     short: list[tuple[int, int]] = []
-    outcomes = _outcomes(runner, riding, clock, buffers, short)
+    outcomes = _outcomes(runner, riding, clock, buffers, short, halt)
     first, last = riding[0].stamps, riding[-1].stamps
     whole = first.computed_s == last.computed_s
     ended_s = clock()
@@ -112,11 +144,16 @@ def _is_wanted(pending: Pending, now_s: float) -> bool:
 
 
 def _outcomes(
-    runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers, short: list[tuple[int, int]]
+    runner: Runner,
+    pendings: Sequence[Pending],
+    clock: Clock,
+    buffers: Buffers,
+    short: list[tuple[int, int]],
+    halt: Halt | None,
 ) -> list[Outcome]:
     failure: Outcome = ComputeFailed("ENGINE_FAILED")
     try:
-        return _run(runner, pendings, clock, buffers)
+        return _run(runner, pendings, clock, buffers, halt)
     except (OutOfMemory, MemoryError) as error:
         padded_length = max(pending.length for pending in pendings)
         log.warning("no memory for a batch", sequences=len(pendings), padded_length=padded_length, error=str(error))
@@ -126,18 +163,23 @@ def _outcomes(
     except Exception as error:  # noqa: BLE001 - the lane's edge: whatever goes wrong, each sequence gets an answer
         what = str(error) if isinstance(error, EngineError) else type(error).__name__
         log.warning("batch failed", sequences=len(pendings), error=what)
+    if halt and halt.is_set:
+        # Nobody knows which of them it was, and a half that holds it would stall again.
+        return [ComputeFailed("ENGINE_STALLED")] * len(pendings)
     if len(pendings) == 1:
         return [failure]
     middle = len(pendings) // 2
     halves = (pendings[:middle], pendings[middle:])
-    return [outcome for half in halves for outcome in _outcomes(runner, half, clock, buffers, short)]
+    return [outcome for half in halves for outcome in _outcomes(runner, half, clock, buffers, short, halt)]
 
 
-def _run(runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers) -> list[Outcome]:
+def _run(
+    runner: Runner, pendings: Sequence[Pending], clock: Clock, buffers: Buffers, halt: Halt | None
+) -> list[Outcome]:
     batch = collate([pending.ids for pending in pendings], buffers)
     collated_s = clock()
     wanted = sorted({name for pending in pendings for name in pending.outputs})
-    outputs = runner.run(batch, wanted)
+    outputs = runner.run(batch, wanted, halt)
     computed_s = clock()
     outcomes: list[Outcome] = []
     # Nearly always all of them are; only else each is looked at.

@@ -139,6 +139,9 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             return code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", message, {}, retry_after_s
         case errors.ComputeFailed("NOT_FINITE"):
             return code.INTERNAL, "NOT_FINITE", "the model gave a vector that is not finite", {}, None
+        case errors.ComputeFailed("ENGINE_STALLED"):
+            message = "the engine did not end the batch of this input in time"
+            return code.INTERNAL, "ENGINE_STALLED", message, {}, None
         case errors.ComputeFailed(reason):
             return code.INTERNAL, reason, "the engine failed on this input", {}, None
     raise AssertionError(f"a refusal without a status: {refusal!r}")

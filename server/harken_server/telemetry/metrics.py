@@ -133,6 +133,18 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.stalled: Final = Counter(
+            "harken_stalled",
+            "Batches that did not end within their limit. What they hold has failed.",
+            ("model",),
+            registry=registry,
+        )
+        self.lanes_replaced: Final = Counter(
+            "harken_lanes_replaced",
+            "Threads that were abandoned, since a stalled run did not end even when told to, and another took over.",
+            ("lane",),
+            registry=registry,
+        )
         self.engine_busy: Final = Counter(
             "harken_engine_busy_seconds", "Time that a lane spent on batches.", ("lane",), registry=registry
         )
@@ -199,6 +211,7 @@ class ModelMetrics:
         self.work_accepted: Final = metrics.offered_work.labels(model, "accepted")
         self.work_refused: Final = metrics.offered_work.labels(model, "refused")
         self.out_of_memory: Final = metrics.out_of_memory.labels(model)
+        self.stalled: Final = metrics.stalled.labels(model)
         self.backlog_sequences: Final = metrics.backlog_sequences.labels(model)
         self.backlog_tokens: Final = metrics.backlog_tokens.labels(model)
         self.predicted_wait: Final = metrics.predicted_wait.labels(model)

@@ -46,7 +46,7 @@ class Chunking:
 
 
 class VectorOptions(TypedDict, total=False):
-    """What vectors shall be like; all but `token_offsets` is of output="sentence" only.
+    """What vectors shall be like; the first five are of output="sentence" only.
 
     dimensions     the first so many of the model's, normalised again if the whole is; None: all
     normalize      whether they have length 1; None: as the model was made
@@ -54,6 +54,8 @@ class VectorOptions(TypedDict, total=False):
     element_type   of the array
     chunking       of texts that are longer than the model; None: see `truncate`
     token_offsets  whether an Encoding tells where in its text each token stands; not with chunking
+    deterministic  whether each input is computed alone and anew: to the bit the same on the same machine, build
+                   and provider, whatever else is in flight; slower, since nothing rides together
     """
 
     dimensions: int | None
@@ -62,6 +64,7 @@ class VectorOptions(TypedDict, total=False):
     element_type: ElementType
     chunking: Chunking | None
     token_offsets: bool
+    deterministic: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,7 @@ def options_message(
         # Where it is not said, servers that do not know the field yet do the same.
         data_type=_ELEMENT_TYPES[element_type] if element_type != "float32" else pb.DATA_TYPE_UNSPECIFIED,
         token_offsets=vector.get("token_offsets", False),
+        deterministic=vector.get("deterministic", False),
     )
     if chunking is not None:
         message.chunking.overlap_tokens = chunking.overlap_tokens

@@ -103,6 +103,8 @@ class Options:
     """Of neighbouring chunks."""
     places: bool = False
     """Whether an answer says where the tokens of its text stand."""
+    deterministic: bool = False
+    """Whether each sequence runs alone, on a narrow lane, and anew: the same bits whatever else is in flight."""
     padded_length: int | None = None
     """None: token vectors leave as they are. Else the edge pads those of each input to the longest, or to this."""
 
@@ -244,7 +246,9 @@ class Service:
         group = _Group(len(sequences), loop)
         finish, bundle = options.finish, model.manifest
         outputs = finish.engine_outputs(options.outputs, bundle)
-        keys = self._keys.of(model, options.tenant, outputs, [tokens.ids for tokens in sequences])
+        keys: Sequence[bytes | None] = [None] * len(sequences)
+        if not options.deterministic:
+            keys = self._keys.of(model, options.tenant, outputs, [tokens.ids for tokens in sequences])
         queued_s = self._clock()
         pendings = [
             Pending(
@@ -260,6 +264,7 @@ class Service:
                 key=key,
                 tenant=options.tenant,
                 twin=key if self._keys.shared else None,
+                solitary=options.deterministic,
             )
             for tokens, key in zip(sequences, keys, strict=True)
         ]

@@ -170,7 +170,8 @@ def parameter(**value: Any) -> pb.ModelInferRequest:
             parameter(sequence_id=pb.InferParameter(int64_param=1)),
             "UNKNOWN_NAME",
             "parameters",
-            "'sequence_id' is none of priority, timeout, truncate, output_datatype, triton_enable_empty_final_response",
+            "'sequence_id' is none of priority, timeout, truncate, output_datatype, deterministic, "
+            "triton_enable_empty_final_response",
         ),
         (
             parameter(priority=pb.InferParameter(uint64_param=3)),
@@ -189,6 +190,12 @@ def parameter(**value: Any) -> pb.ModelInferRequest:
             "BAD_VALUE",
             "parameters.timeout",
             "is -1, which is not microseconds from 1 on; 0 is none",
+        ),
+        (
+            parameter(deterministic=pb.InferParameter(string_param="true")),
+            "BAD_VALUE",
+            "parameters.deterministic",
+            "is 'true', which is not a bool",
         ),
         (
             parameter(output_datatype=pb.InferParameter(string_param="BF16")),

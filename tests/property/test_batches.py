@@ -27,6 +27,7 @@ arrivals = st.lists(
         length=st.integers(1, 512),
         flow=st.sampled_from([None, "a", "b"]),
         priority=st.sampled_from(Priority),
+        solitary=st.sampled_from([False, False, True]),
         deadline_s=st.one_of(st.just(NEVER_S), st.floats(0.0, 2.0)),
         cancel_s=st.one_of(st.just(NEVER_S), st.floats(0.0, 1.0)),
     ),
@@ -78,6 +79,16 @@ def test_no_batch_exceeds_a_limit_nor_all_together_the_memory(plan: list[Arrival
         assert len(batch.batch) == 1 or len(batch.batch) * longest <= LIMITS.padded_tokens
         assert batch.predicted_bytes == MEMORY.batch_bytes(len(batch.batch), longest)
     assert simulation.peak_bytes <= LIMITS.memory_bytes
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrivals, st.booleans())
+def test_who_has_to_run_alone_does_so_and_on_a_narrow_lane(plan: list[Arrival], wide: bool) -> None:
+    simulation = run([replace(arrival, at_s=arrival.at_s / 20) for arrival in plan], wide)
+    for batch in simulation.batches:
+        if any(member.solitary for member in batch.batch):
+            assert (len(batch.batch), batch.wide, batch.batch[0].riders) == (1, False, [])
+            assert batch.closed_by in ("solitary", "backlog")
 
 
 @settings(max_examples=100, deadline=None)
@@ -175,6 +186,7 @@ def test_what_must_always_hold_does_so_for_twenty_thousand_at_more_than_the_lane
                 length=random.choice([8, 16, 32, 64, 200]),
                 flow=random.choice([None, None, "a", "b"]),
                 priority=random.choice([Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BULK]),
+                solitary=random.random() < 0.1,
                 deadline_s=random.choice([NEVER_S, 0.05, 1.0]),
                 cancel_s=random.choice([NEVER_S, NEVER_S, NEVER_S, 0.1]),
             )

@@ -27,6 +27,7 @@ OPTIONS = st.builds(
     data_type=ENUMS,
     chunking=st.none() | CHUNKING,
     token_offsets=st.booleans(),
+    deterministic=st.booleans(),
 )
 # Mostly what is fine, so that the checks further in are reached.
 FINE = st.builds(

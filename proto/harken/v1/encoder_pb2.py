@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17harken/v1/encoder.proto\x12\tharken.v1\x1a\x17google/rpc/status.proto\"|\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.harken.v1.EncodeOptions\x12 \n\x06inputs\x18\x04 \x03(\x0b\x32\x10.harken.v1.Input\"f\n\x0e\x45ncodeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\"\n\x07results\x18\x03 \x03(\x0b\x32\x11.harken.v1.Result\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\"\xb4\x01\n\x11SimilarityRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.harken.v1.EncodeOptions\x12\x1f\n\x05query\x18\x04 \x01(\x0b\x32\x10.harken.v1.Input\x12$\n\ncandidates\x18\x05 \x03(\x0b\x32\x10.harken.v1.Input\x12\r\n\x05top_k\x18\x06 \x01(\r\"W\n\x12SimilarityResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12!\n\x07matches\x18\x03 \x03(\x0b\x32\x10.harken.v1.Match\"%\n\x05Match\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\"p\n\x13\x45ncodeStreamRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.harken.v1.StreamOpenH\x00\x12\'\n\x05input\x18\x02 \x01(\x0b\x32\x16.harken.v1.StreamInputH\x00\x42\t\n\x07message\"W\n\nStreamOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.harken.v1.EncodeOptions\":\n\x0bStreamInput\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.harken.v1.Input\"T\n\x14\x45ncodeStreamResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\x12!\n\x06result\x18\x03 \x01(\x0b\x32\x11.harken.v1.Result\"\xd7\x02\n\rEncodeOptions\x12!\n\x06output\x18\x01 \x01(\x0e\x32\x11.harken.v1.Output\x12)\n\ntruncation\x18\x02 \x01(\x0e\x32\x15.harken.v1.Truncation\x12%\n\x08priority\x18\x03 \x01(\x0e\x32\x13.harken.v1.Priority\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12\x16\n\tnormalize\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12#\n\x07pooling\x18\x07 \x01(\x0e\x32\x12.harken.v1.Pooling\x12&\n\tdata_type\x18\x08 \x01(\x0e\x32\x13.harken.v1.DataType\x12%\n\x08\x63hunking\x18\t \x01(\x0b\x32\x13.harken.v1.Chunking\x12\x15\n\rtoken_offsets\x18\n \x01(\x08\x42\x0c\n\n_normalizeJ\x04\x08\x04\x10\x05R\x06tenant\"L\n\x08\x43hunking\x12\x16\n\x0eoverlap_tokens\x18\x01 \x01(\r\x12(\n\x07vectors\x18\x02 \x01(\x0e\x32\x17.harken.v1.ChunkVectors\"L\n\x05Input\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.harken.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\xf4\x01\n\x06Result\x12&\n\tembedding\x18\x01 \x01(\x0b\x32\x11.harken.v1.TensorH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12#\n\x07timings\x18\x05 \x01(\x0b\x32\x12.harken.v1.Timings\x12 \n\x06\x63hunks\x18\x06 \x03(\x0b\x32\x10.harken.v1.Chunk\x12(\n\x07offsets\x18\x07 \x01(\x0b\x32\x17.harken.v1.TokenOffsetsB\t\n\x07outcome\"3\n\x05\x43hunk\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\",\n\x0cTokenOffsets\x12\x0e\n\x06starts\x18\x01 \x03(\r\x12\x0c\n\x04\x65nds\x18\x02 \x03(\r\"\\\n\x06Tensor\x12&\n\tdata_type\x18\x01 \x01(\x0e\x32\x13.harken.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05scale\x18\x04 \x01(\x02\"~\n\x07Timings\x12\x13\n\x0btokenize_ns\x18\x01 \x01(\x04\x12\x10\n\x08queue_ns\x18\x02 \x01(\x04\x12\x12\n\ncollate_ns\x18\x03 \x01(\x04\x12\x12\n\ncompute_ns\x18\x04 \x01(\x04\x12\x12\n\nscatter_ns\x18\x05 \x01(\x04\x12\x10\n\x08total_ns\x18\x06 \x01(\x04\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.harken.v1.ModelInfo\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.harken.v1.ModelInfo\"\x9b\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nmax_length\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x0e\n\x06layers\x18\x07 \x01(\r\x12\r\n\x05heads\x18\x08 \x01(\r\x12\x14\n\x0c\x61\x63\x63\x65pts_text\x18\t \x01(\x08\x12\x11\n\tprecision\x18\n \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x15\n\rbundle_sha256\x18\x0c \x01(\t\x12\x16\n\x0eweights_source\x18\r \x01(\t\x12\x17\n\x0fweights_license\x18\x0e \x01(\t*\\\n\x0c\x43hunkVectors\x12\x1d\n\x19\x43HUNK_VECTORS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HUNK_VECTORS_MEAN\x10\x01\x12\x15\n\x11\x43HUNK_VECTORS_ALL\x10\x02*V\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03*H\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTPUT_SENTENCE\x10\x01\x12\x11\n\rOUTPUT_TOKENS\x10\x02*j\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x15\n\x11TRUNCATION_REFUSE\x10\x01\x12\x14\n\x10TRUNCATION_RIGHT\x10\x02\x12\x13\n\x0fTRUNCATION_LEFT\x10\x03*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*}\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_BINARY\x10\x04\x32\xf8\x02\n\x07\x45ncoder\x12=\n\x06\x45ncode\x12\x18.harken.v1.EncodeRequest\x1a\x19.harken.v1.EncodeResponse\x12S\n\x0c\x45ncodeStream\x12\x1e.harken.v1.EncodeStreamRequest\x1a\x1f.harken.v1.EncodeStreamResponse(\x01\x30\x01\x12I\n\nSimilarity\x12\x1c.harken.v1.SimilarityRequest\x1a\x1d.harken.v1.SimilarityResponse\x12I\n\nListModels\x12\x1c.harken.v1.ListModelsRequest\x1a\x1d.harken.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.harken.v1.GetModelRequest\x1a\x1b.harken.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17harken/v1/encoder.proto\x12\tharken.v1\x1a\x17google/rpc/status.proto\"|\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.harken.v1.EncodeOptions\x12 \n\x06inputs\x18\x04 \x03(\x0b\x32\x10.harken.v1.Input\"f\n\x0e\x45ncodeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\"\n\x07results\x18\x03 \x03(\x0b\x32\x11.harken.v1.Result\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\"\xb4\x01\n\x11SimilarityRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.harken.v1.EncodeOptions\x12\x1f\n\x05query\x18\x04 \x01(\x0b\x32\x10.harken.v1.Input\x12$\n\ncandidates\x18\x05 \x03(\x0b\x32\x10.harken.v1.Input\x12\r\n\x05top_k\x18\x06 \x01(\r\"W\n\x12SimilarityResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12!\n\x07matches\x18\x03 \x03(\x0b\x32\x10.harken.v1.Match\"%\n\x05Match\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\"p\n\x13\x45ncodeStreamRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.harken.v1.StreamOpenH\x00\x12\'\n\x05input\x18\x02 \x01(\x0b\x32\x16.harken.v1.StreamInputH\x00\x42\t\n\x07message\"W\n\nStreamOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.harken.v1.EncodeOptions\":\n\x0bStreamInput\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.harken.v1.Input\"T\n\x14\x45ncodeStreamResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\x12!\n\x06result\x18\x03 \x01(\x0b\x32\x11.harken.v1.Result\"\xee\x02\n\rEncodeOptions\x12!\n\x06output\x18\x01 \x01(\x0e\x32\x11.harken.v1.Output\x12)\n\ntruncation\x18\x02 \x01(\x0e\x32\x15.harken.v1.Truncation\x12%\n\x08priority\x18\x03 \x01(\x0e\x32\x13.harken.v1.Priority\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12\x16\n\tnormalize\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12#\n\x07pooling\x18\x07 \x01(\x0e\x32\x12.harken.v1.Pooling\x12&\n\tdata_type\x18\x08 \x01(\x0e\x32\x13.harken.v1.DataType\x12%\n\x08\x63hunking\x18\t \x01(\x0b\x32\x13.harken.v1.Chunking\x12\x15\n\rtoken_offsets\x18\n \x01(\x08\x12\x15\n\rdeterministic\x18\x0b \x01(\x08\x42\x0c\n\n_normalizeJ\x04\x08\x04\x10\x05R\x06tenant\"L\n\x08\x43hunking\x12\x16\n\x0eoverlap_tokens\x18\x01 \x01(\r\x12(\n\x07vectors\x18\x02 \x01(\x0e\x32\x17.harken.v1.ChunkVectors\"L\n\x05Input\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.harken.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\xf4\x01\n\x06Result\x12&\n\tembedding\x18\x01 \x01(\x0b\x32\x11.harken.v1.TensorH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12#\n\x07timings\x18\x05 \x01(\x0b\x32\x12.harken.v1.Timings\x12 \n\x06\x63hunks\x18\x06 \x03(\x0b\x32\x10.harken.v1.Chunk\x12(\n\x07offsets\x18\x07 \x01(\x0b\x32\x17.harken.v1.TokenOffsetsB\t\n\x07outcome\"3\n\x05\x43hunk\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\",\n\x0cTokenOffsets\x12\x0e\n\x06starts\x18\x01 \x03(\r\x12\x0c\n\x04\x65nds\x18\x02 \x03(\r\"\\\n\x06Tensor\x12&\n\tdata_type\x18\x01 \x01(\x0e\x32\x13.harken.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05scale\x18\x04 \x01(\x02\"~\n\x07Timings\x12\x13\n\x0btokenize_ns\x18\x01 \x01(\x04\x12\x10\n\x08queue_ns\x18\x02 \x01(\x04\x12\x12\n\ncollate_ns\x18\x03 \x01(\x04\x12\x12\n\ncompute_ns\x18\x04 \x01(\x04\x12\x12\n\nscatter_ns\x18\x05 \x01(\x04\x12\x10\n\x08total_ns\x18\x06 \x01(\x04\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.harken.v1.ModelInfo\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.harken.v1.ModelInfo\"\x9b\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nmax_length\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x0e\n\x06layers\x18\x07 \x01(\r\x12\r\n\x05heads\x18\x08 \x01(\r\x12\x14\n\x0c\x61\x63\x63\x65pts_text\x18\t \x01(\x08\x12\x11\n\tprecision\x18\n \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x15\n\rbundle_sha256\x18\x0c \x01(\t\x12\x16\n\x0eweights_source\x18\r \x01(\t\x12\x17\n\x0fweights_license\x18\x0e \x01(\t*\\\n\x0c\x43hunkVectors\x12\x1d\n\x19\x43HUNK_VECTORS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HUNK_VECTORS_MEAN\x10\x01\x12\x15\n\x11\x43HUNK_VECTORS_ALL\x10\x02*V\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03*H\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTPUT_SENTENCE\x10\x01\x12\x11\n\rOUTPUT_TOKENS\x10\x02*j\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x15\n\x11TRUNCATION_REFUSE\x10\x01\x12\x14\n\x10TRUNCATION_RIGHT\x10\x02\x12\x13\n\x0fTRUNCATION_LEFT\x10\x03*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*}\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_BINARY\x10\x04\x32\xf8\x02\n\x07\x45ncoder\x12=\n\x06\x45ncode\x12\x18.harken.v1.EncodeRequest\x1a\x19.harken.v1.EncodeResponse\x12S\n\x0c\x45ncodeStream\x12\x1e.harken.v1.EncodeStreamRequest\x1a\x1f.harken.v1.EncodeStreamResponse(\x01\x30\x01\x12I\n\nSimilarity\x12\x1c.harken.v1.SimilarityRequest\x1a\x1d.harken.v1.SimilarityResponse\x12I\n\nListModels\x12\x1c.harken.v1.ListModelsRequest\x1a\x1d.harken.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.harken.v1.GetModelRequest\x1a\x1b.harken.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'harken.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKVECTORS']._serialized_start=2523
-  _globals['_CHUNKVECTORS']._serialized_end=2615
-  _globals['_POOLING']._serialized_start=2617
-  _globals['_POOLING']._serialized_end=2703
-  _globals['_OUTPUT']._serialized_start=2705
-  _globals['_OUTPUT']._serialized_end=2777
-  _globals['_TRUNCATION']._serialized_start=2779
-  _globals['_TRUNCATION']._serialized_end=2885
-  _globals['_PRIORITY']._serialized_start=2887
-  _globals['_PRIORITY']._serialized_end=2968
-  _globals['_DATATYPE']._serialized_start=2970
-  _globals['_DATATYPE']._serialized_end=3095
+  _globals['_CHUNKVECTORS']._serialized_start=2546
+  _globals['_CHUNKVECTORS']._serialized_end=2638
+  _globals['_POOLING']._serialized_start=2640
+  _globals['_POOLING']._serialized_end=2726
+  _globals['_OUTPUT']._serialized_start=2728
+  _globals['_OUTPUT']._serialized_end=2800
+  _globals['_TRUNCATION']._serialized_start=2802
+  _globals['_TRUNCATION']._serialized_end=2908
+  _globals['_PRIORITY']._serialized_start=2910
+  _globals['_PRIORITY']._serialized_end=2991
+  _globals['_DATATYPE']._serialized_start=2993
+  _globals['_DATATYPE']._serialized_end=3118
   _globals['_ENCODEREQUEST']._serialized_start=63
   _globals['_ENCODEREQUEST']._serialized_end=187
   _globals['_ENCODERESPONSE']._serialized_start=189
@@ -63,33 +63,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODESTREAMRESPONSE']._serialized_start=867
   _globals['_ENCODESTREAMRESPONSE']._serialized_end=951
   _globals['_ENCODEOPTIONS']._serialized_start=954
-  _globals['_ENCODEOPTIONS']._serialized_end=1297
-  _globals['_CHUNKING']._serialized_start=1299
-  _globals['_CHUNKING']._serialized_end=1375
-  _globals['_INPUT']._serialized_start=1377
-  _globals['_INPUT']._serialized_end=1453
-  _globals['_TOKENIDS']._serialized_start=1455
-  _globals['_TOKENIDS']._serialized_end=1478
-  _globals['_RESULT']._serialized_start=1481
-  _globals['_RESULT']._serialized_end=1725
-  _globals['_CHUNK']._serialized_start=1727
-  _globals['_CHUNK']._serialized_end=1778
-  _globals['_TOKENOFFSETS']._serialized_start=1780
-  _globals['_TOKENOFFSETS']._serialized_end=1824
-  _globals['_TENSOR']._serialized_start=1826
-  _globals['_TENSOR']._serialized_end=1918
-  _globals['_TIMINGS']._serialized_start=1920
-  _globals['_TIMINGS']._serialized_end=2046
-  _globals['_LISTMODELSREQUEST']._serialized_start=2048
-  _globals['_LISTMODELSREQUEST']._serialized_end=2067
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2069
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2127
-  _globals['_GETMODELREQUEST']._serialized_start=2129
-  _globals['_GETMODELREQUEST']._serialized_end=2178
-  _globals['_GETMODELRESPONSE']._serialized_start=2180
-  _globals['_GETMODELRESPONSE']._serialized_end=2235
-  _globals['_MODELINFO']._serialized_start=2238
-  _globals['_MODELINFO']._serialized_end=2521
-  _globals['_ENCODER']._serialized_start=3098
-  _globals['_ENCODER']._serialized_end=3474
+  _globals['_ENCODEOPTIONS']._serialized_end=1320
+  _globals['_CHUNKING']._serialized_start=1322
+  _globals['_CHUNKING']._serialized_end=1398
+  _globals['_INPUT']._serialized_start=1400
+  _globals['_INPUT']._serialized_end=1476
+  _globals['_TOKENIDS']._serialized_start=1478
+  _globals['_TOKENIDS']._serialized_end=1501
+  _globals['_RESULT']._serialized_start=1504
+  _globals['_RESULT']._serialized_end=1748
+  _globals['_CHUNK']._serialized_start=1750
+  _globals['_CHUNK']._serialized_end=1801
+  _globals['_TOKENOFFSETS']._serialized_start=1803
+  _globals['_TOKENOFFSETS']._serialized_end=1847
+  _globals['_TENSOR']._serialized_start=1849
+  _globals['_TENSOR']._serialized_end=1941
+  _globals['_TIMINGS']._serialized_start=1943
+  _globals['_TIMINGS']._serialized_end=2069
+  _globals['_LISTMODELSREQUEST']._serialized_start=2071
+  _globals['_LISTMODELSREQUEST']._serialized_end=2090
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2092
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2150
+  _globals['_GETMODELREQUEST']._serialized_start=2152
+  _globals['_GETMODELREQUEST']._serialized_end=2201
+  _globals['_GETMODELRESPONSE']._serialized_start=2203
+  _globals['_GETMODELRESPONSE']._serialized_end=2258
+  _globals['_MODELINFO']._serialized_start=2261
+  _globals['_MODELINFO']._serialized_end=2544
+  _globals['_ENCODER']._serialized_start=3121
+  _globals['_ENCODER']._serialized_end=3497
 # @@protoc_insertion_point(module_scope)

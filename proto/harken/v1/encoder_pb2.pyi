@@ -471,6 +471,7 @@ class EncodeOptions(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     CHUNKING_FIELD_NUMBER: _builtins.int
     TOKEN_OFFSETS_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
     output: Global___Output.ValueType
     truncation: Global___Truncation.ValueType
     priority: Global___Priority.ValueType
@@ -490,6 +491,11 @@ class EncodeOptions(_message.Message):
     """Whether a text's result says where in it each token stands. Not together
     with chunking.
     """
+    deterministic: _builtins.bool
+    """Whether each input is computed alone, without padding, on one core or one GPU
+    lane, and anew: to the bit the same vectors on the same machine, build and
+    provider, whatever else is in flight. Batches save nothing then.
+    """
     @_builtins.property
     def chunking(self) -> Global___Chunking:
         """Of texts: one that is longer than the model is cut into chunks that overlap,
@@ -508,10 +514,11 @@ class EncodeOptions(_message.Message):
         data_type: Global___DataType.ValueType = ...,
         chunking: Global___Chunking | None = ...,
         token_offsets: _builtins.bool = ...,
+        deterministic: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "chunking", b"chunking", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "chunking", b"chunking", "data_type", b"data_type", "dimensions", b"dimensions", "normalize", b"normalize", "output", b"output", "pooling", b"pooling", "priority", b"priority", "token_offsets", b"token_offsets", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "chunking", b"chunking", "data_type", b"data_type", "deterministic", b"deterministic", "dimensions", b"dimensions", "normalize", b"normalize", "output", b"output", "pooling", b"pooling", "priority", b"priority", "token_offsets", b"token_offsets", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015

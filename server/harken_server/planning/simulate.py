@@ -32,6 +32,7 @@ class Arrival:
     priority: Priority = Priority.INTERACTIVE
     tenant: Tenant = ANYBODY
     twin: bytes | None = None
+    solitary: bool = False
     deadline_s: float = _NEVER_S
     """After its arrival."""
     cancel_s: float = _NEVER_S
@@ -188,6 +189,7 @@ class _World:
             arrival=arrival,
             tenant=arrival.tenant,
             twin=arrival.twin,
+            solitary=arrival.solitary,
         )
         self._record.arrived(sequence)
         self._lanes.arrived(1, arrival.priority, arrival.at_s)

@@ -94,6 +94,7 @@ def options_of(
         chunks=_CHUNKS[options.chunking.vectors] if options.HasField("chunking") else None,
         overlap_tokens=options.chunking.overlap_tokens,
         places=options.token_offsets,
+        deterministic=options.deterministic,
     )
 
 

@@ -21,6 +21,7 @@ WHY: Final = {
     "deadline": "one more would have made a member miss its deadline",
     "age": "others who are late were not to be overtaken by one more",
     "bulk": "with one more, bulk work would have held up the interactive work that keeps coming for too long",
+    "solitary": "it, or whoever is left, has to run alone, as a deterministic call asks",
     "tenants": "the others are of tenants that have had more than their shares",
     "backlog": "nobody else waited",
 }

@@ -31,6 +31,7 @@ class Backlog(Generic[W]):
         self._serial = 0
         self._sequences = 0
         self._distinct = 0
+        self._solitary = 0
         self._tokens = 0
         # Unscaled seconds, by priority.
         self._work_s: Final = dict.fromkeys(Priority, 0.0)
@@ -44,6 +45,11 @@ class Backlog(Generic[W]):
     def distinct(self) -> int:
         """How many of them want something of their own computed."""
         return self._distinct
+
+    @property
+    def solitary(self) -> int:
+        """How many of them have to run alone."""
+        return self._solitary
 
     @property
     def tokens(self) -> int:
@@ -128,6 +134,7 @@ class Backlog(Generic[W]):
         queue.add(waiting, work_s)
         self._sequences += 1
         self._distinct += alone
+        self._solitary += waiting.solitary
         self._tokens += waiting.length
         self._work_s[waiting.priority] += work_s
 
@@ -151,6 +158,7 @@ class Backlog(Generic[W]):
             self._level_tokens = max(self._level_tokens, queue.served_tokens)
         self._sequences -= 1
         self._distinct -= alone
+        self._solitary -= waiting.solitary
         self._tokens -= waiting.length
         self._work_s[waiting.priority] -= work_s
         if not self._sequences:

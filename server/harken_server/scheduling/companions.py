@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from math import inf
 from typing import Final, Literal, TypeVar
 
@@ -33,10 +33,10 @@ class Limits:
     """Of a batch with bulk work in it, while interactive work keeps coming. Alone, a sequence may take longer."""
 
 
-ClosedBy = Literal["cost", "limit", "lanes", "deadline", "age", "bulk", "tenants", "backlog"]
+ClosedBy = Literal["cost", "limit", "lanes", "deadline", "age", "bulk", "tenants", "solitary", "backlog"]
 """Why a batch is no larger: more would save nothing, exceed a limit, leave other free lanes idle, make a member miss
 its deadline, ride before those who are late, let bulk work hold up interactive work for too long, give a tenant more
-than its share, or no more waits."""
+than its share, it or whoever is left has to run alone, or no more waits."""
 
 
 def companions(
@@ -50,8 +50,8 @@ def companions(
     the deadline of each member that could meet it. `begins_s` is when its lane is free, `bulk_s` how long the batch may
     take if there is bulk work in it.
     """
-    most = min(share, limits.sequences)
-    closed_by: ClosedBy = "limit" if limits.sequences <= share else "lanes"
+    most = 1 if leader.solitary else min(share, limits.sequences)
+    closed_by: ClosedBy = "solitary" if leader.solitary else "limit" if limits.sequences <= share else "lanes"
     table_s, scale, batch_bytes = backlog.cost.table_s, backlog.cost.scale, backlog.memory.batch_bytes
     batch, padded_length, alone_s = [leader], leader.length, leader.alone_s
     bulk, bulk_end_s = Priority.BULK, begins_s + bulk_s
@@ -117,9 +117,16 @@ def _neighbours(
     late = backlog.late(leader)
     if next(late, None) is leader and (second := next(late, None)):
         # Whoever rode out of turn would make the others who are late wait longer still.
-        return [(waiting for waiting in chain((second,), late) if waiting.twin not in taken)], "age"
+        others = takewhile(lambda waiting: not waiting.solitary, chain((second,), late))
+        return [(waiting for waiting in others if waiting.twin not in taken)], "age"
     nearest = 4 * limits.sequences
     sides = islice(backlog.not_longer(leader), nearest), islice(backlog.longer(leader), nearest)
+    nobody_more: ClosedBy = "tenants" if backlog.shared_out else "solitary" if backlog.solitary else "deadline"
     return [
-        (waiting for waiting in side if waiting.deadline.at_s >= ends_s and waiting.twin not in taken) for side in sides
-    ], "tenants" if backlog.shared_out else "deadline"
+        (
+            waiting
+            for waiting in side
+            if waiting.deadline.at_s >= ends_s and waiting.twin not in taken and not waiting.solitary
+        )
+        for side in sides
+    ], nobody_more

@@ -115,7 +115,9 @@ def _goes_wide(backlogs: Mapping[M, Backlog[W]], backlog: Backlog[W], leader: W,
     Those are the ones who wait already, for the whole run, and those who are likely to come meanwhile, for half of it:
     the narrow lanes would have taken them at once.
     """
-    if lanes.wide is None or backlog.wide_cost is None or not lanes.all_free or backlog.distinct > lanes.narrow:
+    if leader.solitary or lanes.wide is None or backlog.wide_cost is None:
+        return False
+    if not lanes.all_free or backlog.distinct > lanes.narrow:
         return False
     if any(other.sequences for other in backlogs.values() if other is not backlog):
         return False

@@ -41,6 +41,8 @@ class Waiting:
     tenant: Tenant = field(default=ANYBODY, kw_only=True)
     twin: bytes | None = field(default=None, kw_only=True)
     """Those who have it in common want the very same computed, so it is computed once. None: it has no equal."""
+    solitary: bool = field(default=False, kw_only=True)
+    """Whether it has to run alone, and on a narrow lane: it has no twin, and never rides with anybody."""
     turn_s: float = field(default=0.0, init=False)
     """Its place among the flows, in virtual seconds of work; given by the backlog."""
     due_s: float = field(default=0.0, init=False)

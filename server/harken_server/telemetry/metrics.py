@@ -12,7 +12,7 @@ from harken_server.telemetry.memory import DeviceMemory, host_memory_bytes
 from harken_server.telemetry.statistics import Statistics
 
 STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
-CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "bulk", "tenants", "backlog")
+CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "bulk", "tenants", "solitary", "backlog")
 OUTCOMES: Final = ("answered", "failed", "expired", "cancelled")
 
 # 0.1 ms to 43 s, each bucket 1.5 times the one before; and 0.25 s, the objective that the docs state.
@@ -89,7 +89,7 @@ class Metrics:
             "Batches by why they were no larger: it would have saved nothing (cost), exceeded a limit (limit), other "
             "free lanes shared what waited (lanes), a member would have missed its deadline (deadline), others had "
             "waited too long (age), bulk work would have held up interactive work (bulk), a tenant would have had more "
-            "than its share (tenants), or no more waited (backlog).",
+            "than its share (tenants), it or who was left has to run alone (solitary), or no more waited (backlog).",
             ("model", "closed_by"),
             registry=registry,
         )

@@ -44,7 +44,7 @@ PRIORITY_LEVELS: Final = (Priority.INTERACTIVE, Priority.BULK)
 
 FINAL: Final = "triton_final_response"
 _WANTS_FINAL: Final = "triton_enable_empty_final_response"
-_PARAMETERS: Final = ("priority", "timeout", "truncate", "output_datatype", _WANTS_FINAL)
+_PARAMETERS: Final = ("priority", "timeout", "truncate", "output_datatype", "deterministic", _WANTS_FINAL)
 _DATATYPES: Final[dict[str, type[np.floating]]] = {"FP32": np.float32, "FP16": np.float16}
 _MOST_VERSION_DIGITS: Final = 9
 
@@ -57,6 +57,7 @@ class _Asked:
     timeout_s: float | None
     truncate: bool
     datatype: str
+    deterministic: bool
     wants_final: bool
 
 
@@ -88,6 +89,7 @@ async def infer(
         priority=asked.priority,
         tenant=call.tenant,
         flow=call.number,
+        deterministic=asked.deterministic,
         padded_length=rows.padded_length,
     )
     try:
@@ -138,11 +140,13 @@ def _asked(parameters: Mapping[str, Parameter]) -> _Asked:
     timeout_us = value("timeout", 0, int, range(1 << 63), "microseconds from 1 on; 0 is none")
     truncate = value("truncate", False, bool, both, "a bool")
     datatype = value("output_datatype", "FP32", str, tuple(_DATATYPES), f"one of {', '.join(_DATATYPES)}")
+    deterministic = value("deterministic", False, bool, both, "a bool")
     wants_final = value(_WANTS_FINAL, False, bool, both, "a bool")
     if problems:
         raise InvalidRequest(tuple(problems))
     priority = PRIORITY_LEVELS[max(int(level) - 1, 0)]
-    return _Asked(priority, int(timeout_us) / 1e6 or None, bool(truncate), str(datatype), bool(wants_final))
+    timeout_s = int(timeout_us) / 1e6 or None
+    return _Asked(priority, timeout_s, bool(truncate), str(datatype), bool(deterministic), bool(wants_final))
 
 
 def _outputs(request: Request) -> tuple[str, ...]:

@@ -1,13 +1,16 @@
 """Memory on a real server: a burst gives back what it took, and an allocation that fails costs nobody their answer."""
 
 import json
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from harken.v1 import encoder_pb2 as pb
 from support.calls import Refused, ids, refused_result, stub, vector
@@ -126,6 +129,51 @@ def test_a_sequence_for_which_there_is_no_memory_is_told_when_to_try_again(minil
         assert tried.count(512) >= 2
         assert server.total("harken_finished_total", outcome="failed") == 1
         assert server.total("harken_accepted_total") == server.total("harken_finished_total") == 3
+
+
+def mapped_bytes(server: RunningServer) -> int:
+    """All of its address space."""
+    mapped: int = psutil.Process(server.process.pid).memory_info().vms
+    return mapped
+
+
+@contextmanager
+def address_space(server: RunningServer, more_bytes: int) -> Iterator[None]:
+    """The process may map so much more than it has now, as `ulimit -v` would have it."""
+    pid = server.process.pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (mapped_bytes(server) + more_bytes, hard))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_AS, (hard, hard))
+
+
+def test_where_the_system_gives_no_memory_short_ones_are_answered_and_so_is_all_that_follows(
+    minilm_models: Path,
+) -> None:
+    limits = ("--no-wide-lane", "--lanes", "1", "--memory-budget-bytes", str(2048 * MIB), "--warmup-s", "1")
+    # The C library keeps address space for each thread, in which a batch would find room.
+    one_arena = {"MALLOC_ARENA_MAX": "1"}
+    long, short = rows([512])[0], rows([16] * 8)
+    with running_server(minilm_models, *limits, environment=one_arena) as server:
+        answers(server, short)
+        idle_bytes = mapped_bytes(server)
+        alone = answers(server, [*short, long])
+        server.wait_until("unused memory to go back", lambda: mapped_bytes(server) <= idle_bytes + 4 * MIB)
+        # The long one takes 36 MiB.
+        with address_space(server, 12 * MIB):
+            found = answers(server, [long, *short])
+            again = answers(server, short)
+        assert isinstance(found[0], Refused)
+        assert (found[0].code, found[0].reason) == ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")
+        for one, expected in zip([*found[1:], *again], alone[:8] * 2, strict=True):
+            np.testing.assert_allclose(np.asarray(one), np.asarray(expected), atol=1e-5, rtol=0)
+        assert server.total("harken_out_of_memory_total", model=MODEL) >= 2
+        assert budget(server) < 1024 * MIB
+        # The very session takes it as soon as there is memory.
+        (after,) = answers(server, [long])
+        np.testing.assert_allclose(np.asarray(after), np.asarray(alone[8]), atol=1e-5, rtol=0)
+        assert server.total("harken_accepted_total") == server.total("harken_finished_total") == 35
+        assert server.total("harken_finished_total", outcome="failed") == 1
 
 
 @pytest.mark.parametrize(

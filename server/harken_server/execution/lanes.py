@@ -104,6 +104,7 @@ def _loop(queue: _Work, buffers: Buffers) -> None:
         os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
     while (work := queue.get()) is not None:
         work(buffers)
+        del work  # it holds the batch and its model, and the next one may be long in coming
 
 
 def shrink(runner: Runner) -> None:

@@ -61,7 +61,7 @@ class AsyncClient:
 
     target              host:port; every address that the host has takes part, each call goes to the next
     model, version      asked for where a call names none; "" is the server's only model, 0 its
-                        highest version that is ready
+                        default version
     timeout_s           the longest that a call may take, its retries included
     max_message_bytes   the largest request and the largest answer
     max_inputs          the most inputs in one call; longer lists become several calls

@@ -16,7 +16,7 @@ class HarkenEmbeddings(Embeddings):  # type: ignore[misc]  # Any where the extra
         store = InMemoryVectorStore(HarkenEmbeddings("localhost:8001"))
 
     target            host:port
-    model, version    "" is the server's only model, 0 its highest version that is ready
+    model, version    "" is the server's only model, 0 its default version
     dimensions        the first so many of the model's, normalised again; None: all
     timeout_s         the longest that a query may take, and the longest silence while documents are encoded
     credentials       TLS and call credentials; None is plain text

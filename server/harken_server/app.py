@@ -17,6 +17,7 @@ from prometheus_client import disable_created_metrics, start_http_server
 from harken_server.execution.batcher import Batcher
 from harken_server.execution.control import Control
 from harken_server.execution.engine import DeviceUnavailable, check_installation
+from harken_server.execution.following import Following
 from harken_server.execution.history import History
 from harken_server.execution.keys import Keys
 from harken_server.execution.loading import Loader
@@ -107,7 +108,15 @@ class App:
         self._web: Web | None = None
         self._health: Final = Health(self._server)
         self._loader: Final = Loader(settings, self._repository, self._batcher, self._metrics, CLOCK)
-        self._control: Final = Control(self._loader, self._repository, settings.model_control, self._say_of_model)
+        self._control: Final = Control(
+            self._loader,
+            self._repository,
+            self._metrics,
+            settings.model_control,
+            settings.keep_versions,
+            self._health.set,
+        )
+        self._following: Final = Following(self._control, settings.watch_models_s)
 
     async def start(self) -> Ports:
         """Listen, as NOT_SERVING; load and warm up; then SERVING. Raises CannotStart."""
@@ -144,10 +153,9 @@ class App:
             raise CannotStart(str(error)) from error
         self._service.state = "serving"
         names = sorted({model.manifest.name for model in self._repository})
-        for name in names:
-            await self._say_of_model(name, self._repository.versions(name), True)
-        await self._health.set(["", *_SERVICES], serving=True)
         models = [f"{name}/{version}" for name, version in (model.key for model in self._repository)]
+        await self._health.set([*names, *models, "", *_SERVICES], serving=True)
+        self._follower = asyncio.create_task(self._following.run())
         log.info(
             "serving",
             models=models, grpc_port=ports.grpc, http_port=ports.http, metrics_port=ports.metrics,
@@ -166,8 +174,14 @@ class App:
             where = f"{settings.listen}:{settings.http_port}"
             raise CannotStart(f"cannot listen on {where} for HTTP: {error.strerror or error}") from error
 
-    async def _say_of_model(self, name: str, versions: Sequence[int], serving: bool) -> None:
-        await self._health.set([name, *[f"{name}/{version}" for version in versions]], serving)
+    def look_for_models(self) -> None:
+        """Serve what the folder holds by now; while the server starts: once it serves."""
+        self._following.ask()
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being loaded beside those that are served."""
+        return self._control.busy
 
     def _on_works(self, works: bool) -> None:
         """Health follows whether any lane works; while models load, or in a drain, nobody asks for that."""
@@ -183,6 +197,7 @@ class App:
         """NOT_SERVING at once; go on accepting for a while; then refuse, finish what was accepted, and stop."""
         settings = self._settings
         log.info("draining", accepting_for_s=settings.drain_delay_s)
+        self._following.stop()
         await self._health.drain()
         await asyncio.sleep(settings.drain_delay_s)
         self._streams.drain()
@@ -230,6 +245,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     app = App(settings)
+    loop.add_signal_handler(signal.SIGHUP, app.look_for_models)
     starting = asyncio.create_task(app.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -239,6 +255,8 @@ async def _serve(settings: Settings) -> None:
     starting.result()
     await stopping
     await app.drain()
+    if app.loading:
+        os._exit(0)  # as above
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -52,6 +52,19 @@ class Settings(BaseSettings):
         False,
         description="Whether clients may load and unload models of the folder (RepositoryModelLoad and -Unload).",
     )
+    watch_models_s: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="Seconds between looks into `models`: new versions are loaded, those that are gone are unloaded, "
+        "and the files NAME/default are read. 0: only at SIGHUP.",
+    )
+    keep_versions: int = Field(
+        0,
+        ge=0,
+        description="Most versions of a model that are served at once: the highest, and beside them the one that "
+        "NAME/default names. 0: all that are in the folder.",
+    )
     listen: str = Field(
         "127.0.0.1",
         description="Address to listen on, for gRPC, HTTP and metrics. 0.0.0.0 is every IPv4 interface, :: every one.",

@@ -20,6 +20,11 @@ from support.inference import (
 from support.server import RunningServer, running_server
 
 
+def logged(server: RunningServer, event: str) -> list[dict[str, Any]]:
+    """The lines of this event so far."""
+    return [line for line in server.log if line["event"] == event]
+
+
 def test_models_are_not_changed_by_clients_unless_the_operator_allows_it(minilm_server: RunningServer) -> None:
     with oip(minilm_server) as service:
         for method, request in (
@@ -70,7 +75,9 @@ def test_a_new_version_inherits_what_the_old_one_costs(tiny_models: Path, tmp_pa
         manifest = tmp_path / "tiny" / "2" / "bundle.json"
         manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2', 1))
         service.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="tiny"))
-        ready = [line for line in server.log if line["event"] == "model ready"]
+        # The log comes by another way than the answer, and may be later.
+        server.wait_until("its log line", lambda: len(logged(server, "model ready")) == 2)
+        ready = logged(server, "model ready")
         assert [(line["model"], line["costs"]) for line in ready[1:]] == [("tiny/2", "inherited")]
         assert ready[1]["warmup_s"] < ready[0]["warmup_s"] + 1
         request = pb.ModelInferRequest(inputs=[typed_ids([1, 2])])

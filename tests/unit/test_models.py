@@ -7,7 +7,7 @@ import pytest
 from harken.v1 import bundle_pb2
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 from harken_server.models.bundle import BundleError, Found, read_bundle
-from harken_server.models.repository import Model, Repository, find_bundles
+from harken_server.models.repository import Model, Repository, find_bundles, kept
 from harken_server.models.tokenizer import Reading, Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,6 +121,26 @@ def test_the_default_version_is_the_highest() -> None:
     assert models.find("", 0).key == ("a", 10)
     assert models.find("a", 9).key == ("a", 9)
     assert [model.key for model in models] == [("a", 2), ("a", 9), ("a", 10)]
+
+
+def test_a_pinned_version_is_the_default_until_it_is_let_go_or_gone() -> None:
+    models = repository(("a", 1), ("a", 2), ("a", 3))
+    models.pin("a", 1)
+    assert models.find("a", 0).key == ("a", 1)
+    models.pin("a", 2)
+    models.remove(("a", 2))
+    assert models.find("a", 0).key == ("a", 3)
+    models.pin("a", 1)
+    models.pin("a", None)
+    assert models.find("a", 0).key == ("a", 3)
+
+
+@pytest.mark.parametrize(
+    ("keep", "pinned", "expected"),
+    [(0, None, {1, 2, 3}), (2, None, {2, 3}), (1, 1, {1, 3}), (1, 3, {3}), (9, 7, {1, 2, 3})],
+)
+def test_the_highest_versions_are_kept_and_the_pinned_one(keep: int, pinned: int | None, expected: set[int]) -> None:
+    assert kept([2, 3, 1], keep, pinned) == expected
 
 
 def test_what_is_not_there_is_told_with_what_is() -> None:

@@ -195,7 +195,7 @@ class EncodeRequest(_message.Message):
     model: _builtins.str
     """May be empty where the server holds exactly one model."""
     version: _builtins.int
-    """0 means the highest version that is ready."""
+    """0 means the default version: the pinned one, else the highest that is ready."""
     @_builtins.property
     def options(self) -> Global___EncodeOptions: ...
     @_builtins.property
@@ -266,7 +266,7 @@ class SimilarityRequest(_message.Message):
     model: _builtins.str
     """May be empty where the server holds exactly one model."""
     version: _builtins.int
-    """0 means the highest version that is ready."""
+    """0 means the default version: the pinned one, else the highest that is ready."""
     top_k: _builtins.int
     """Most matches in the answer; 0 means all."""
     @_builtins.property
@@ -829,7 +829,7 @@ class GetModelRequest(_message.Message):
     model: _builtins.str
     """May be empty where the server holds exactly one model."""
     version: _builtins.int
-    """0 means the highest version that is ready."""
+    """0 means the default version: the pinned one, else the highest that is ready."""
     def __init__(
         self,
         *,

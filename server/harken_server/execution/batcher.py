@@ -167,6 +167,8 @@ class Batcher:
         for key in [key for key in self._leaving if not self._users[key] and key not in busy]:
             self._leaving.discard(key)
             del self._models[key], self._backlogs[key], self._users[key]
+            name, version = key
+            self._metrics.forget(name, version, whole_model=not self._versions(name))
 
     @property
     def works(self) -> bool:

@@ -25,8 +25,16 @@ from harken_server.execution.lanes import Clock, Lane
 from harken_server.execution.measuring import Measured, Measuring
 from harken_server.execution.pending import Pending
 from harken_server.execution.surfaces import Surfaces
-from harken_server.models.bundle import Bundle, BundleError, read_bundle
-from harken_server.models.repository import Model, Repository, find_bundles
+from harken_server.models.bundle import Bundle, BundleError, Found, read_bundle
+from harken_server.models.repository import (
+    Model,
+    Repository,
+    chosen,
+    find_bundles,
+    not_there,
+    pinned_version,
+    pinned_versions,
+)
 from harken_server.models.tokenizer import Tokenizer
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.companions import Limits
@@ -82,13 +90,17 @@ class Loader:
             onnxruntime=runtime_version(),
         )  # fmt: skip
         wanted: str = settings.device
-        for found in find_bundles(settings.models, settings.model_name):
+        every = self.found()
+        pins = pinned_versions(settings.models, every)
+        for found in chosen(every, settings.keep_versions, pins):
             bundle = await asyncio.to_thread(read_bundle, found)
             engine, device = await asyncio.to_thread(_make_engine, bundle, settings, wanted)
             wanted = self._device = device  # all models run where the first one does
             if not self._lanes:
                 self._make_lanes(device, settings.lanes or (cores.amount if device == "cpu" else 1))
             await self._serve(bundle, engine, device)
+        for name, version in pins.items():
+            self._repository.pin(name, version)
         self._alone = False
         budget_bytes = self._budget_bytes(device)
         log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
@@ -106,22 +118,23 @@ class Loader:
         )
         batcher.open(self._lanes, self._wide_lane, limits)
 
-    def found(self) -> list[ModelKey]:
-        """Name and version of every bundle in the folder, checked or not; blocks. Raises BundleError without any."""
-        return [(found.name, found.version) for found in find_bundles(self._settings.models, self._settings.model_name)]
+    def found(self) -> list[Found]:
+        """Every bundle in the folder, checked or not; blocks. Raises BundleError without any."""
+        return find_bundles(self._settings.models, self._settings.model_name)
 
-    async def load_version(self, name: str, version: int) -> None:
-        """Serve this version too, if it is not served. Raises BundleError or DeviceUnavailable, one line each."""
-        if version in self._repository.versions(name):
-            return
-        if (name, version) in self._batcher.leaving():
-            raise BundleError(f"{name}/{version}: is still being unloaded; what it accepted is not answered yet")
-        folders = await asyncio.to_thread(find_bundles, self._settings.models, self._settings.model_name)
-        for found in folders:
-            if (found.name, found.version) == (name, version):
-                bundle = await asyncio.to_thread(read_bundle, found)
-                engine, device = await asyncio.to_thread(_make_engine, bundle, self._settings, self._device)
-                await self._serve(bundle, engine, device)
+    def pinned(self, name: str) -> int | None:
+        """The version of this model that its folder makes the default; blocks. Raises BundleError if that is none."""
+        return pinned_version(self._settings.models, name)
+
+    def cannot_pin(self, name: str, version: int) -> BundleError:
+        """What is said of a pinned version that is not there, or was refused."""
+        return not_there(self._settings.models, name, version)
+
+    async def load_version(self, found: Found) -> None:
+        """Serve this version too, which is neither served nor leaving. Raises BundleError or DeviceUnavailable."""
+        bundle = await asyncio.to_thread(read_bundle, found)
+        engine, device = await asyncio.to_thread(_make_engine, bundle, self._settings, self._device)
+        await self._serve(bundle, engine, device)
 
     def unload_version(self, name: str, version: int) -> None:
         """Serve this version no longer. It must be served."""
@@ -219,6 +232,7 @@ class Loader:
         if sibling.wide_runner is None or wide_cost is None:
             return measured, None, None
         wide_engine = Engine(bundle.model, _on_cpu(self._settings, threads=len(self._lanes)))
+        _check_shape(bundle, wide_engine)  # the first run of a session is its slowest
         return measured, wide_engine, wide_cost.inherited()
 
     def _measure(
@@ -249,7 +263,8 @@ class Loader:
             alone=self._alone,
         )
         try:
-            _check_shape(bundle, engines[0])
+            for engine in dict.fromkeys(engines):
+                _check_shape(bundle, engine)
             if sibling is not None:
                 return self._inherit(bundle, sibling)
             measured = measuring.narrow(bundle, engines, grid, formula)

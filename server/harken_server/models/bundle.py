@@ -56,7 +56,7 @@ class Bundle:
 
 def name_of(folder: Path) -> str:
     """What a bundle calls itself. Raises BundleError."""
-    name = _parse(folder, _read(folder, MANIFEST, _MANIFEST_LIMIT_BYTES)).name
+    name = _parse(folder, read_file(folder, MANIFEST, _MANIFEST_LIMIT_BYTES)).name
     if not NAME.fullmatch(name):
         raise BundleError(f"{folder / MANIFEST}: name {name!r} is no name of a model")
     return name
@@ -65,7 +65,7 @@ def name_of(folder: Path) -> str:
 def read_bundle(found: Found) -> Bundle:
     """Read a bundle, checking every hash. Raises BundleError."""
     folder = found.folder
-    raw = _read(folder, MANIFEST, _MANIFEST_LIMIT_BYTES)
+    raw = read_file(folder, MANIFEST, _MANIFEST_LIMIT_BYTES)
     manifest = _parse(folder, raw)
     if found.alone:
         manifest.name, manifest.version = found.name, found.version
@@ -78,6 +78,16 @@ def read_bundle(found: Found) -> Bundle:
         model=contents[MODEL],
         tokenizer=contents.get(TOKENIZER),
     )
+
+
+def signature(found: Found) -> object:
+    """Equal as long as no file of the bundle was written or replaced; blocks."""
+    try:
+        with os.scandir(found.folder) as entries:
+            states = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError as error:
+        return str(error)
+    return sorted((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
 def _parse(folder: Path, raw: bytes) -> bundle_pb2.Bundle:
@@ -125,7 +135,7 @@ def _check_manifest(found: Found, manifest: bundle_pb2.Bundle) -> None:
 
 
 def _read_hashed(folder: Path, file: bundle_pb2.BundleFile) -> bytes:
-    content = _read(folder, file.name, file.size_bytes)
+    content = read_file(folder, file.name, file.size_bytes)
     sha256 = hashlib.sha256(content).hexdigest()
     if len(content) != file.size_bytes or sha256 != file.sha256:
         raise BundleError(
@@ -135,8 +145,8 @@ def _read_hashed(folder: Path, file: bundle_pb2.BundleFile) -> bytes:
     return content
 
 
-def _read(folder: Path, name: str, limit_bytes: int) -> bytes:
-    """At most `limit_bytes` and one more of a regular file in `folder`."""
+def read_file(folder: Path, name: str, limit_bytes: int) -> bytes:
+    """At most `limit_bytes` and one more of a regular file in `folder`. Raises BundleError."""
     path = folder / name
     try:
         if path.is_symlink() and folder.resolve() not in path.resolve(strict=True).parents:

@@ -160,7 +160,9 @@ class Calls:
         self.metrics.request_duration.labels(call.model, call.method).observe(now_s - received_s)
         edge_s = (now_s - received_s) - (stamps.scattered_s - stamps.received_s)
         self.metrics.stage_duration.labels(call.model, "edge").observe(edge_s)
-        statistics = self.metrics.statistics[answers.model.key]
+        statistics = self.metrics.statistics.get(answers.model.key)
+        if statistics is None:
+            return  # this was the last that a version did
         statistics.success.add(now_s - received_s)
         statistics.queue.add(stamps.taken_s - stamps.queued_s)
         statistics.compute_input.add((stamps.queued_s - stamps.received_s) + (stamps.collated_s - stamps.taken_s))

@@ -14,6 +14,7 @@ from harken_server.telemetry.statistics import Statistics
 STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
 CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "bulk", "tenants", "solitary", "backlog")
 OUTCOMES: Final = ("answered", "failed", "expired", "cancelled")
+CHANGES: Final = ("loaded", "unloaded", "refused")
 
 # 0.1 ms to 43 s, each bucket 1.5 times the one before; and 0.25 s, the objective that the docs state.
 _SECONDS: Final = sorted([float(f"{0.0001 * 1.5**k:.3g}") for k in range(33)] + [0.25])
@@ -179,10 +180,24 @@ class Metrics:
             ("model", "version", "precision", "device", "bundle"), registry=registry,
         )  # fmt: skip
 
+        self.model_changes: Final = Counter(
+            "harken_model_changes",
+            "Model versions loaded and unloaded while the server ran, and bundles and default files refused.",
+            ("model", "change"),
+            registry=registry,
+        )
+
     def for_model(self, model: str, version: int) -> "ModelMetrics":
         """The children of one model, looked up once, and the statistics of this version."""
         statistics = self.statistics.setdefault((model, version), Statistics())
         return ModelMetrics(self, model, statistics)
+
+    def forget(self, model: str, version: int, whole_model: bool) -> None:
+        """This version is gone, or with it the model: what only rises stays, or a scrape would miss the last of it."""
+        self.statistics.pop((model, version), None)
+        if whole_model:
+            for gauge in (self.backlog_sequences, self.backlog_tokens, self.predicted_wait, self.cost_scale):
+                gauge.remove(model)
 
     def watch_memory(
         self, budget_bytes: Callable[[], int], predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
@@ -217,6 +232,8 @@ class ModelMetrics:
         self.predicted_wait: Final = metrics.predicted_wait.labels(model)
         self.cost_scale: Final = metrics.cost_scale.labels(model)
         self.cost_error: Final = metrics.cost_error.labels(model)
+        for change in CHANGES:
+            metrics.model_changes.labels(model, change)
 
 
 class _MemoryCollector(Collector):

@@ -1,8 +1,8 @@
-"""What a model version did since the server started, as Triton's clients ask for it.
+"""What a model version did since it was loaded, as Triton's clients ask for it.
 
-The counts are those of the Prometheus counters, which know no versions: over the versions of a model `success` sums to
-the count of harken_request_duration_seconds, `sequences` to harken_finished_total{outcome="answered"}, `batches` to
-harken_batches_total.
+The counts are those of the Prometheus counters, which know no versions: over the versions of a model, those unloaded
+too, `success` sums to the count of harken_request_duration_seconds, `sequences` to
+harken_finished_total{outcome="answered"}, `batches` to harken_batches_total.
 """
 
 from dataclasses import dataclass, field

@@ -107,7 +107,7 @@ async def infer(
 
 
 def version_of(text: str, field: str) -> int:
-    """A version as the protocol has it: digits, or nothing for the highest (0). Raises InvalidRequest."""
+    """A version as the protocol has it: digits, or nothing for the default (0). Raises InvalidRequest."""
     if not text:
         return 0
     if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_VERSION_DIGITS and int(text) > 0):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -181,6 +182,10 @@ class Service:
     def max_length(self) -> int:
         """The longest sequence that any model takes, in tokens."""
         return self._repository.max_length
+
+    def using(self, model: Model) -> AbstractContextManager[None]:
+        """Meanwhile this version goes on answering, even if it is unloaded: whoever named it counts on it."""
+        return self._batcher.using(model.key)
 
     def models(self) -> list[tuple[Model, int]]:
         """Every model version, with the version of that model that is its default. Raises NotReady while loading."""

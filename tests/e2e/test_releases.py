@@ -12,6 +12,7 @@ from harken.oip import inference_pb2 as oip_pb
 from harken.v1 import encoder_pb2 as pb
 from support.calls import ids, refused, stub
 from support.inference import oip, typed_ids
+from support.open_stream import OpenStream
 from support.releases import look, pin, release, release_broken, withdraw
 from support.server import RunningServer, failed_start, running_server
 
@@ -211,6 +212,27 @@ def test_a_pin_holds_from_the_start(tiny_models: Path, models: Path) -> None:
     pin(models, "1")
     with running_server(models) as server:
         assert versions(server) == {1: True, 2: False}
+
+
+def test_a_stream_that_named_a_version_keeps_it_until_it_ends(
+    server: RunningServer, tiny_models: Path, models: Path
+) -> None:
+    with OpenStream(server, version=1) as stream:
+        assert stream.answer(ids([5])[0]).HasField("embedding")
+        release(tiny_models / "tiny" / "1", models, 2)
+        withdraw(models, 1)
+        server.wait_until("the end of version 1", lambda: versions(server) == {2: True})
+        assert stream.answer(ids([6])[0]).HasField("embedding")
+        with oip(server) as service:
+            states = {one.version: one.state for one in service.RepositoryIndex(oip_pb.RepositoryIndexRequest()).models}
+        assert states == {"1": "UNLOADING", "2": "READY"}
+
+    def state_of_1() -> bool:
+        with oip(server) as service:
+            index = service.RepositoryIndex(oip_pb.RepositoryIndexRequest()).models
+        return "1" in {one.version for one in index}
+
+    server.wait_until("its memory back", lambda: not state_of_1())
 
 
 def test_what_a_client_unloaded_stays_so_until_a_client_loads_it(tiny_models: Path, models: Path) -> None:

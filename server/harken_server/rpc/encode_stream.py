@@ -1,5 +1,6 @@
 """EncodeStream: each answer leaves as soon as it is ready, and says which input it is of."""
 
+from contextlib import ExitStack
 from typing import Final
 
 import structlog
@@ -7,6 +8,7 @@ from harken.v1 import encoder_pb2
 
 from harken_server.errors import InvalidRequest, NoContent, NotUtf8, OutOfPlace, Refusal, TooManyBytes
 from harken_server.execution.engine import TOKENS
+from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call, Calls, Context
 from harken_server.rpc.convert import check_vectors, input_of, options_of, set_result
 from harken_server.rpc.status import answer, bug
@@ -32,6 +34,14 @@ class EncodeStream(Stream):
         self._max_message_bytes: Final = max_message_bytes
         self._options = options_of(encoder_pb2.StreamOpen(), call)
         self._data_type: int = encoder_pb2.DATA_TYPE_FLOAT32
+        # A version that the stream named, which stays until the stream ends; without one each input takes the default.
+        self._named: Model | None = None
+        self._staying: Final = ExitStack()
+
+    async def run(self) -> None:
+        """See Stream."""
+        with self._staying:
+            await super().run()
 
     def opens(self, raw: bytes) -> bool:
         """Whether the first message is `open`; then it holds for the stream. Raises InvalidRequest, ModelNotFound."""
@@ -48,13 +58,16 @@ class EncodeStream(Stream):
         model = self.service.find(self._options.model, self._options.version)
         self.call.model = model.manifest.name
         check_vectors(self._options, self._data_type, model)
+        if self._options.version:
+            self._named = model
+            self._staying.enter_context(self.service.using(model))
         return True
 
     def most_unanswered(self) -> int:
         """Fewer where answers of one vector for each token are large."""
         if TOKENS not in self._options.outputs:
             return self.streams.max_unanswered
-        manifest = self.service.find(self._options.model, self._options.version).manifest
+        manifest = self._model().manifest
         answer_bytes = manifest.max_length * manifest.hidden_size * 4
         return min(self.streams.max_unanswered, max(1, self._max_message_bytes // answer_bytes))
 
@@ -69,7 +82,7 @@ class EncodeStream(Stream):
             given = input_of(message.input, _INPUT, self.service.max_length, self._options.truncate)
             deadline = self.call.deadline.within(self.streams.max_request_s, received_s)
             started_s = self.calls.clock()
-            model = self.service.find(self._options.model, self._options.version)
+            model = self._model()
             self.call.model = model.manifest.name
             statistics = self.calls.metrics.statistics[model.key]
             answers = await self.service.encode(model, self._options, [given], [_INPUT], deadline, started_s)
@@ -86,6 +99,9 @@ class EncodeStream(Stream):
             self.calls.failed(statistics, received_s)
             response.result.error.CopyFrom(bug(self.call.request_id).status)
         return response.SerializeToString(), held_bytes
+
+    def _model(self) -> Model:
+        return self._named or self.service.find(self._options.model, self._options.version)
 
     def _input(self, raw: bytes, response: encoder_pb2.EncodeStreamResponse) -> encoder_pb2.StreamInput:
         """The input that the bytes hold; its id goes into the response once it is known. Raises InvalidRequest."""

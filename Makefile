@@ -18,7 +18,7 @@ help: ## this list
 demo: .venv/.demo model ## export a real model, serve it, encode sentences, put it under load, stop
 	@$(BIN)/python docs/demo.py --models $(MODELS)
 
-serve: .venv/.demo model ## serve the real model until Ctrl-C: gRPC on 8001, metrics on 8002
+serve: .venv/.demo model ## serve the real model until Ctrl-C: HTTP on 8000, gRPC on 8001, metrics on 8002, health on 8003
 	@exec $(BIN)/harken-server --models $(MODELS)
 
 test: .venv/.dev lint model ## every check and every test

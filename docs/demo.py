@@ -62,9 +62,11 @@ QUERIES = [
 @contextmanager
 def server(models: str) -> Iterator[tuple[str, str]]:
     """A server on free ports: where its gRPC and its metrics are. Stopped at the end, whatever happens."""
-    command = [f"{BIN}/harken-server", "--models", models, "--grpc-port", "0", "--metrics-port", "0", "--no-http"]
+    command = [f"{BIN}/harken-server", "--models", models, "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen(
-        [*command, "--drain-delay-s", "0", "--log-format", "json"], stderr=subprocess.PIPE, text=True
+        [*command, "--health-port", "0", "--no-http", "--drain-delay-s", "0", "--log-format", "json"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     try:
@@ -115,7 +117,7 @@ def main() -> None:
         subprocess.run([*load, *lengths], check=True)
     console.print("[bold]== the server has drained and stopped. Where to go next:")
     console.print(
-        "  make serve                       keep a server up: HTTP 8000, gRPC 8001, metrics 8002\n"
+        "  make serve                       keep a server up: HTTP 8000, gRPC 8001, metrics 8002, health 8003\n"
         "  .venv/bin/harken encode 'hello'  encode a line\n"
         "  .venv/bin/harken load --help     other loads\n"
         "  README.md, docs/                 a call in five lines, the settings, the metrics"

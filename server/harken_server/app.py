@@ -32,6 +32,7 @@ from harken_server.rpc.debug import Debug
 from harken_server.rpc.encoder import Encoder
 from harken_server.rpc.oip import inference
 from harken_server.rpc.oip.inference import Inference
+from harken_server.rpc.probes import Probes
 from harken_server.rpc.server import Health, add_reflection, bind, make_server
 from harken_server.rpc.stream import Streams
 from harken_server.rpc.tenants import Tenants
@@ -68,6 +69,7 @@ class Ports:
     grpc: int
     http: int | None
     metrics: int
+    health: int
 
 
 class App:
@@ -107,6 +109,7 @@ class App:
         self._server: Final = make_server(settings)
         self._web: Web | None = None
         self._health: Final = Health(self._server)
+        self._probes: Final = Probes()
         self._loader: Final = Loader(settings, self._repository, self._batcher, self._metrics, CLOCK)
         self._control: Final = Control(
             self._loader,
@@ -128,7 +131,13 @@ class App:
                 f"cannot listen on {settings.listen}:{settings.metrics_port} for metrics: {error}"
             ) from error
         try:
-            grpc_port = bind(self._server, settings)
+            health_port = await self._probes.start(settings)
+        except OSError as error:
+            raise CannotStart(
+                f"cannot listen on {settings.listen}:{settings.health_port} for health: {error.strerror or error}"
+            ) from error
+        try:
+            grpc_port = bind(self._server, settings.listen, settings.grpc_port, settings.so_reuseport)
         except OSError as error:
             raise CannotStart(
                 f"cannot listen on {settings.listen}:{settings.grpc_port} for gRPC: {error.strerror or error}"
@@ -142,10 +151,11 @@ class App:
             add_reflection(self._server, _SERVICES)
         await self._health.set(["", *_SERVICES], serving=False)
         await self._server.start()
-        ports = Ports(grpc_port, http_port, self._metrics_server.server_port)
+        ports = Ports(grpc_port, http_port, self._metrics_server.server_port, health_port)
         log.info(
             "listening",
             listen=settings.listen, grpc_port=ports.grpc, http_port=ports.http, metrics_port=ports.metrics,
+            health_port=ports.health,
         )  # fmt: skip
         try:
             await self._loader.load()
@@ -155,10 +165,12 @@ class App:
         names = sorted({model.manifest.name for model in self._repository})
         models = [f"{name}/{version}" for name, version in (model.key for model in self._repository)]
         await self._health.set([*names, *models, "", *_SERVICES], serving=True)
+        await self._probes.set(ready=True)
         self._follower = asyncio.create_task(self._following.run())
         log.info(
             "serving",
             models=models, grpc_port=ports.grpc, http_port=ports.http, metrics_port=ports.metrics,
+            health_port=ports.health,
         )  # fmt: skip
         return ports
 
@@ -189,9 +201,10 @@ class App:
         self._saying = asyncio.create_task(self._say_works(works))
 
     async def _say_works(self, works: bool) -> None:
-        await self._health.set(["", *_SERVICES], works)
-        for name in sorted({model.manifest.name for model in self._repository}):
-            await self._say_of_model(name, self._repository.versions(name), works)
+        keys = [model.key for model in self._repository]
+        names = [*{name for name, _ in keys}, *(f"{name}/{version}" for name, version in keys)]
+        await self._health.set([*names, "", *_SERVICES], works)
+        await self._probes.set(ready=works)
 
     async def drain(self) -> None:
         """NOT_SERVING at once; go on accepting for a while; then refuse, finish what was accepted, and stop."""
@@ -199,6 +212,7 @@ class App:
         log.info("draining", accepting_for_s=settings.drain_delay_s)
         self._following.stop()
         await self._health.drain()
+        await self._probes.set(ready=False)
         await asyncio.sleep(settings.drain_delay_s)
         self._streams.drain()
         # What they have read is accepted; its tasks may not have begun yet, and none of it may be refused.
@@ -224,6 +238,8 @@ class App:
         self._loader.stop()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
+        # The last: whoever asks whether a process that drains is alive must not restart it.
+        await self._probes.stop()
         log.info("stopped")
 
 

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     )
     listen: str = Field(
         "127.0.0.1",
-        description="Address to listen on, for gRPC, HTTP and metrics. 0.0.0.0 is every IPv4 interface, :: every one.",
+        description="Address to listen on, on every port. 0.0.0.0 is every IPv4 interface, :: every one.",
     )
     grpc_port: Port = Field(8001, description="Port of the gRPC services. 0 takes any free one.")
     http: bool = Field(
@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     )
     http_port: Port = Field(8000, description="Port of the HTTP edge. 0 takes any free one.")
     metrics_port: Port = Field(8002, description="Port of Prometheus' /metrics over HTTP. 0 takes any free one.")
+    health_port: Port = Field(
+        8003,
+        description="Port of grpc.health.v1 alone, in plain text and without keys, as probes speak: the empty name "
+        "is whether requests are taken, `liveness` whether the process is well. 0 takes any free one.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the models run. auto takes CUDA where it works, else the CPU."
     )

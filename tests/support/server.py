@@ -33,6 +33,7 @@ class RunningServer:
     grpc_port: int = 0
     http_port: int = 0
     metrics_port: int = 0
+    health_port: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -109,7 +110,7 @@ def running_server(
                 break
         ports = json.loads(line)
         server.grpc_port, server.metrics_port = ports["grpc_port"], ports["metrics_port"]
-        server.http_port = ports["http_port"] or 0
+        server.http_port, server.health_port = ports["http_port"] or 0, ports["health_port"]
         yield server
 
 
@@ -126,7 +127,7 @@ def failed_start(
 @contextmanager
 def _process(arguments: Sequence[str], environment: Mapping[str, str] | None) -> Iterator[subprocess.Popen[str]]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HARKEN_")}
-    inherited["HARKEN_STATE_DIR"] = STATE.name
+    inherited |= {"HARKEN_STATE_DIR": STATE.name, "HARKEN_HEALTH_PORT": "0"}
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         env={**inherited, **(environment or {})},

@@ -15,7 +15,8 @@ def test_defaults_are_safe() -> None:
     assert settings.max_connections == 1024
     assert settings.max_request_s == 30
     assert settings.drain_delay_s == 5
-    assert (settings.http_port, settings.grpc_port, settings.metrics_port) == (8000, 8001, 8002)
+    assert (settings.http_port, settings.grpc_port) == (8000, 8001)
+    assert (settings.metrics_port, settings.health_port) == (8002, 8003)
     assert not settings.model_control
 
 

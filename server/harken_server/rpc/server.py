@@ -12,7 +12,8 @@ from harken_server.settings import Settings
 
 # Beyond a message over the limit that we answer ourselves, with details, gRPC refuses in its own words.
 _HARD_LIMIT: Final = 2
-_HANDSHAKE_MS: Final = 5_000
+HANDSHAKE_MS: Final = 5_000
+"""Longest that a connection may take to say its first."""
 # For the last answers and the status of a stream, after all that it may take.
 _ENDING_S: Final = 1.0
 
@@ -28,7 +29,7 @@ def make_server(settings: Settings) -> grpc.aio.Server:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
             # Whoever connects and says nothing gives the place back.
-            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.http2.min_ping_interval_without_data_ms", round(settings.min_ping_interval_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             # By default a burst of over 1,000 calls that are not yet picked up fails as CANCELLED.
@@ -50,24 +51,27 @@ def _age_limits(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def bind(server: grpc.aio.Server, settings: Settings) -> int:
-    """Bind the gRPC port; returns it, any free one if the setting is 0. Raises OSError if it cannot be bound."""
-    host = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
-    _try_bind(settings)
+def bind(server: grpc.aio.Server, listen: str, port: int, shared: bool = False) -> int:
+    """Bind a port, `shared` with other processes or not; returns it, any free one if it is 0.
+
+    Raises OSError if it cannot be bound.
+    """
+    host = f"[{listen}]" if ":" in listen else listen
+    _try_bind(listen, port, shared)
     try:
-        return server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        return server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise OSError("in use, or not an address of this machine") from error
 
 
-def _try_bind(settings: Settings) -> None:
+def _try_bind(listen: str, port: int, shared: bool) -> None:
     """gRPC does not say why it cannot bind, and logs lines of its own; the system says it in one word."""
     family, kind, protocol, _, address = socket.getaddrinfo(
-        settings.listen, settings.grpc_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        listen, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if settings.so_reuseport:
+        if shared:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         probe.bind(address)
 

@@ -28,8 +28,10 @@ from harken_server.models.bundle import BundleError
 from harken_server.models.repository import Repository
 from harken_server.rpc import debug, encoder
 from harken_server.rpc.calls import Calls
+from harken_server.rpc.certificates import Certificates
 from harken_server.rpc.debug import Debug
 from harken_server.rpc.encoder import Encoder
+from harken_server.rpc.files import BadFile, follow
 from harken_server.rpc.oip import inference
 from harken_server.rpc.oip.inference import Inference
 from harken_server.rpc.probes import Probes
@@ -110,6 +112,7 @@ class App:
         self._web: Web | None = None
         self._health: Final = Health(self._server)
         self._probes: Final = Probes()
+        self._following: Final[list[asyncio.Task[NoReturn]]] = []
         self._loader: Final = Loader(settings, self._repository, self._batcher, self._metrics, CLOCK)
         self._control: Final = Control(
             self._loader,
@@ -125,6 +128,10 @@ class App:
         """Listen, as NOT_SERVING; load and warm up; then SERVING. Raises CannotStart."""
         settings = self._settings
         try:
+            certificates = self._certificates()
+        except BadFile as error:
+            raise CannotStart(str(error)) from error
+        try:
             self._metrics_server, _ = start_http_server(settings.metrics_port, settings.listen, self._metrics.registry)
         except (OSError, ValueError) as error:
             raise CannotStart(
@@ -137,12 +144,13 @@ class App:
                 f"cannot listen on {settings.listen}:{settings.health_port} for health: {error.strerror or error}"
             ) from error
         try:
-            grpc_port = bind(self._server, settings.listen, settings.grpc_port, settings.so_reuseport)
+            credentials = certificates.credentials() if certificates else None
+            grpc_port = bind(self._server, settings.listen, settings.grpc_port, settings.so_reuseport, credentials)
         except OSError as error:
             raise CannotStart(
                 f"cannot listen on {settings.listen}:{settings.grpc_port} for gRPC: {error.strerror or error}"
             ) from error
-        http_port = await self._start_web()
+        http_port = await self._start_web(certificates)
         edge = Encoder(self._service, self._calls, self._streams, settings.max_message_bytes)
         debug_edge = Debug(self._history, self._calls, settings.max_message_bytes)
         inference_edge = Inference(self._service, self._calls, self._streams, self._control, settings.max_message_bytes)
@@ -174,12 +182,21 @@ class App:
         )  # fmt: skip
         return ports
 
-    async def _start_web(self) -> int | None:
+    def _certificates(self) -> Certificates | None:
+        """None is plain text. Raises BadFile."""
+        settings = self._settings
+        if not (settings.tls_certificate or settings.tls_key or settings.tls_client_ca):
+            return None
+        certificates = Certificates(settings)
+        self._following.append(asyncio.create_task(follow(certificates.paths, certificates.contents, certificates.use)))
+        return certificates
+
+    async def _start_web(self, certificates: Certificates | None) -> int | None:
         settings = self._settings
         if not settings.http:
             return None
         exchanges = Exchanges(self._service, self._calls, settings.max_message_bytes, settings.max_request_s)
-        self._web = Web(exchanges, self._control, settings)
+        self._web = Web(exchanges, self._control, settings, certificates.context() if certificates else None)
         try:
             return await self._web.start()
         except OSError as error:
@@ -238,6 +255,8 @@ class App:
         self._loader.stop()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
+        for following in self._following:
+            following.cancel()
         # The last: whoever asks whether a process that drains is alive must not restart it.
         await self._probes.stop()
         log.info("stopped")

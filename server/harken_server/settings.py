@@ -80,6 +80,17 @@ class Settings(BaseSettings):
         description="Port of grpc.health.v1 alone, in plain text and without keys, as probes speak: the empty name "
         "is whether requests are taken, `liveness` whether the process is well. 0 takes any free one.",
     )
+    tls_certificate: str = Field(
+        "",
+        description="PEM file with the server's certificate and those between it and its CA, for TLS with gRPC "
+        "and HTTP. Read again when it changes, as the two below. Empty: plain text.",
+    )
+    tls_key: str = Field("", description="PEM file with the private key of tls_certificate, not encrypted.")
+    tls_client_ca: str = Field(
+        "",
+        description="PEM file with the CAs of the clients' certificates: nobody connects to the gRPC or the HTTP port "
+        "without one (mTLS). Empty: clients need none.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the models run. auto takes CUDA where it works, else the CPU."
     )

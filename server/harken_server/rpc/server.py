@@ -51,14 +51,24 @@ def _age_limits(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def bind(server: grpc.aio.Server, listen: str, port: int, shared: bool = False) -> int:
+def bind(
+    server: grpc.aio.Server,
+    listen: str,
+    port: int,
+    shared: bool = False,
+    credentials: grpc.ServerCredentials | None = None,
+) -> int:
     """Bind a port, `shared` with other processes or not; returns it, any free one if it is 0.
+
+    Without credentials it is plain text.
 
     Raises OSError if it cannot be bound.
     """
     host = f"[{listen}]" if ":" in listen else listen
     _try_bind(listen, port, shared)
     try:
+        if credentials is not None:
+            return server.add_secure_port(f"{host}:{port}", credentials)
         return server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise OSError("in use, or not an address of this machine") from error

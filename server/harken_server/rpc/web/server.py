@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -30,7 +31,8 @@ _IDLE_S: Final = 75
 class Web:
     """Serves over HTTP on the running event loop."""
 
-    def __init__(self, exchanges: Exchanges, control: Control, settings: Settings) -> None:
+    def __init__(self, exchanges: Exchanges, control: Control, settings: Settings, tls: ssl.SSLContext | None) -> None:
+        """`tls`: None is plain text."""
         self._exchanges: Final = exchanges
         self._settings: Final = settings
         _silence()
@@ -45,6 +47,7 @@ class Web:
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=ceil(settings.max_request_s) + 1,
             backlog=2048,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
         )
         self._server: Final = _Server(config)
         self._serving: asyncio.Task[None] | None = None

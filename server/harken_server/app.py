@@ -27,6 +27,7 @@ from harken_server.execution.watchdog import Watchdog
 from harken_server.models.bundle import BundleError
 from harken_server.models.repository import Repository
 from harken_server.rpc import debug, encoder
+from harken_server.rpc.api_keys import ApiKeys
 from harken_server.rpc.calls import Calls
 from harken_server.rpc.certificates import Certificates
 from harken_server.rpc.debug import Debug
@@ -78,6 +79,7 @@ class App:
     """One server in this process. Belongs to its event loop."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises BadFile."""
         self._settings: Final = settings
         self._metrics: Final = Metrics()
         self._repository: Final = Repository()
@@ -106,8 +108,9 @@ class App:
         self._streams: Final = Streams(
             settings.max_stream_unanswered, settings.max_request_s, settings.max_connection_age_s
         )
-        tenants = Tenants(settings.trust_tenants, settings.weights_by_tenant)
-        self._calls: Final = Calls(self._metrics, tenants, CLOCK, settings.max_request_s)
+        self._keys: Final = ApiKeys(settings.api_keys, CLOCK) if settings.api_keys else None
+        tenants = Tenants(settings.trust_tenants and self._keys is None, settings.weights_by_tenant)
+        self._calls: Final = Calls(self._metrics, tenants, CLOCK, settings.max_request_s, self._keys)
         self._server: Final = make_server(settings)
         self._web: Web | None = None
         self._health: Final = Health(self._server)
@@ -125,12 +128,11 @@ class App:
         self._following: Final = Following(self._control, settings.watch_models_s)
 
     async def start(self) -> Ports:
-        """Listen, as NOT_SERVING; load and warm up; then SERVING. Raises CannotStart."""
+        """Listen, as NOT_SERVING; load and warm up; then SERVING. Raises CannotStart, BadFile."""
         settings = self._settings
-        try:
-            certificates = self._certificates()
-        except BadFile as error:
-            raise CannotStart(str(error)) from error
+        if self._keys is not None:
+            self._follow(self._keys)
+        certificates = self._certificates()
         try:
             self._metrics_server, _ = start_http_server(settings.metrics_port, settings.listen, self._metrics.registry)
         except (OSError, ValueError) as error:
@@ -188,8 +190,11 @@ class App:
         if not (settings.tls_certificate or settings.tls_key or settings.tls_client_ca):
             return None
         certificates = Certificates(settings)
-        self._following.append(asyncio.create_task(follow(certificates.paths, certificates.contents, certificates.use)))
+        self._follow(certificates)
         return certificates
+
+    def _follow(self, files: Certificates | ApiKeys) -> None:
+        self._following.append(asyncio.create_task(follow(files.paths, files.contents, files.use)))
 
     async def _start_web(self, certificates: Certificates | None) -> int | None:
         settings = self._settings
@@ -302,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         logs.configure(settings.log_level, settings.log_format)
         disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
         uvloop.run(_serve(settings))
-    except (BadSettings, CannotStart, DeviceUnavailable) as error:
+    except (BadSettings, BadFile, CannotStart, DeviceUnavailable) as error:
         sys.stderr.write(f"harken-server: error: {error}\n")
         sys.stderr.flush()
         # Lanes that started already are daemon threads.

@@ -229,6 +229,38 @@ class InvalidRequest(Refusal):
 
 
 @dataclass
+class Unauthenticated(Refusal):
+    """No API key came or, `given`, one that is not known here."""
+
+    given: bool
+
+
+@dataclass
+class ModelForbidden(Refusal):
+    """The key of this name may not use this model."""
+
+    key: str
+    model: str
+
+
+@dataclass
+class AdminOnly(Refusal):
+    """The key of this name is no operator's."""
+
+    key: str
+
+
+@dataclass
+class KeyLimit(Refusal):
+    """The key of this name has as much as it may have."""
+
+    key: str
+    unit: Literal["requests in flight", "tokens a second"]
+    limit: int
+    retry_after_s: float
+
+
+@dataclass
 class TurnedOff(Refusal):
     """What the request asks for is turned off by a setting of the server."""
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +84,27 @@ class Limits:
     """Of all answers that are computed, or will be, and have not left."""
 
 
+class Account(Protocol):
+    """Whose limits hold for a call."""
+
+    def check(self, model: str) -> None:
+        """Raises a Refusal if it may not use this model, or not now."""
+
+    def spend(self, tokens: int) -> None:
+        """So many were accepted."""
+
+
+class _NoLimits:
+    def check(self, model: str) -> None:
+        pass
+
+    def spend(self, tokens: int) -> None:
+        pass
+
+
+NO_LIMITS: Final[Account] = _NoLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What holds for all inputs of a call."""
@@ -95,6 +116,7 @@ class Options:
     truncate: Truncate
     priority: Priority
     tenant: Tenant
+    account: Account
     flow: object
     """The call or stream; flows share the lanes evenly."""
     finish: Finish = Finish()  # noqa: RUF009 - it is frozen
@@ -203,13 +225,14 @@ class Service:
     ) -> Answers:
         """Encode a call's inputs; names[i] is how an error calls inputs[i].
 
-        All are accepted or none: raises InvalidRequest, BacklogFull, DeadlineUnreachable, NotReady or Expired before
-        any is.
+        All are accepted or none: raises InvalidRequest, BacklogFull, DeadlineUnreachable, NotReady, Expired, or what
+        the account refuses by, before any is.
         Once accepted each has its own outcome; only when the deadline passes or the caller goes away all end together,
         by Expired or CancelledError.
         """
         if self.state != "serving":
             raise NotReady(self.state, _RETRY_S)
+        options.account.check(model.manifest.name)
         if deadline.passed(received_s):
             raise Expired(deadline.by_cap)
         _check_dimensions(options.finish.dimensions, model)
@@ -274,6 +297,7 @@ class Service:
             for tokens, key in zip(sequences, keys, strict=True)
         ]
         self._batcher.submit(model.key, pendings)
+        options.account.spend(sum(pending.length for pending in pendings))
         timer = loop.call_later(deadline.remaining_s(queued_s), group.expire)
         try:
             await group.done

@@ -123,11 +123,17 @@ class Settings(BaseSettings):
         description="Longest batch with bulk work in it, in predicted seconds, while interactive calls came in the "
         "last second: so long may one of them have to wait for a lane. A longer sequence runs alone.",
     )
+    api_keys: str = Field(
+        "",
+        description="TOML file of the digests of API keys (docs/security.md). With it every call needs one, as "
+        "`authorization: Bearer KEY`, which says whose it is, and what and how much it may use. Read again when it "
+        "changes. Empty: whoever connects may call.",
+    )
     trust_tenants: bool = Field(
         False,
         description="Whether the metadata (in HTTP the header) harken-tenant says who asks. Tenants share the lanes "
-        "fairly, in tokens, and never each other's results. Only behind a proxy that sets it: who may name any tenant "
-        "may take many shares. The first 64 names have shares of their own.",
+        "fairly, in tokens, and never each other's results. Not read where api_keys is set. Only behind a proxy that "
+        "sets it: who may name any tenant may take many shares. The first 64 names have shares of their own.",
     )
     tenant_weights: str = Field(
         "",
@@ -364,7 +370,8 @@ def _from_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     values = {}
     for variable, value in environment.items():
-        if not variable.startswith(ENV_PREFIX):
+        # The client's, whose shell this may be.
+        if not variable.startswith(ENV_PREFIX) or variable == "HARKEN_API_KEY":
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         known = name in Settings.model_fields and variable.isupper()

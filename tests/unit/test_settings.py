@@ -35,7 +35,8 @@ def test_every_setting_is_taken_from_the_environment(name: str, tmp_path: Path) 
     config.write_text("")
     texts = {
         "config": str(config), "models": "elsewhere", "state_dir": "elsewhere", "listen": "::", "device": "cpu",
-        "model_name": "other", "tls_certificate": "a.pem", "tls_key": "a.key", "tls_client_ca": "ca.pem",
+        "model_name": "other", "api_keys": "keys.toml",
+        "tls_certificate": "a.pem", "tls_key": "a.key", "tls_client_ca": "ca.pem",
         "tenant_weights": "a=3,b=0.5",
         "log_level": "debug", "log_format": "json", "lane_sessions": "own", "gpu_arena_extend": "next-power-of-two",
     }  # fmt: skip

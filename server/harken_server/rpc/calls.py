@@ -4,7 +4,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -13,11 +14,12 @@ import structlog
 
 from harken_server import errors
 from harken_server.models.repository import Model
+from harken_server.rpc.api_keys import AUTHORIZATION, ApiKeys, digest_of
 from harken_server.rpc.status import Answer, answer, bug
 from harken_server.rpc.tenants import TENANT, Tenants
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import ANYBODY, Tenant
-from harken_server.service import Answers
+from harken_server.service import NO_LIMITS, Account, Answers
 from harken_server.telemetry.metrics import Metrics
 from harken_server.telemetry.statistics import Statistics
 
@@ -33,6 +35,19 @@ _PARKED_S: Final = 0.5
 """Longest that a refusal is held back."""
 _NOT_REJECTED: Final = (errors.StreamTooOld, errors.Expired, errors.Abandoned, errors.ComputeFailed, errors.NoMemory)
 """What ends a call by its own deadline, by its caller, or after it was accepted."""
+
+ADMIN: Final = frozenset(
+    {
+        "RepositoryModelLoad", "RepositoryModelUnload", "ExplainBatches",
+        "POST /v2/repository/models/load", "POST /v2/repository/models/unload",
+    }
+)  # fmt: skip
+"""Methods for whoever operates the server: where keys are in use, they need an admin's."""
+KEYLESS: Final = frozenset(
+    {"ServerLive", "ServerReady", "GET /v2/health/live", "GET /v2/health/ready", "GET /health"}
+)  # fmt: skip
+"""Methods that tell no more than health does, to balancers that have no keys."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -48,6 +63,10 @@ class Call:
     request_id: str
     """The caller's, or one that was made: what its answer, its error and the log have in common."""
     given_tenant: str
+    digest: str
+    """Of the API key that came with it, if any did."""
+    account: Account = NO_LIMITS
+    """Whose limits hold for it, once that is known."""
     tenant: Tenant = ANYBODY
     """Who asks, once that is known."""
     model: str = ""
@@ -67,10 +86,19 @@ class Refused(Exception):
 class Calls:
     """Counts every call in and out, and turns whatever ends it into a status. Belongs to the event loop's thread."""
 
-    def __init__(self, metrics: Metrics, tenants: Tenants, clock: Callable[[], float], max_request_s: float) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        tenants: Tenants,
+        clock: Callable[[], float],
+        max_request_s: float,
+        keys: ApiKeys | None = None,
+    ) -> None:
+        """`keys`: None lets everybody in."""
         self.clock: Final = clock
         self.metrics: Final = metrics
         self._tenants: Final = tenants
+        self._keys: Final = keys
         self._max_request_s: Final = max_request_s
         self._open = 0
         self._began = 0
@@ -84,7 +112,8 @@ class Calls:
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a gRPC call's work, and end it with one status."""
         given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        call = self.begin(method, context.time_remaining(), given.get(REQUEST_ID, ""), given.get(TENANT, ""))
+        digest = digest_of(given.get(AUTHORIZATION, ""))
+        call = self.begin(method, context.time_remaining(), given.get(REQUEST_ID, ""), given.get(TENANT, ""), digest)
         named = ((REQUEST_ID, call.request_id),)
         # Not when the handler returns: its answer is on its way only then.
         when_done(context, self.ended)
@@ -99,7 +128,7 @@ class Calls:
             await context.abort(said.code, said.status.message, (*said.trailers(context.time_remaining()), *named))
         raise AssertionError("abort raises")
 
-    def begin(self, method: str, remaining_s: float | None, request_id: str, tenant: str) -> Call:
+    def begin(self, method: str, remaining_s: float | None, request_id: str, tenant: str, digest: str) -> Call:
         """A call has come whose caller waits so long (None: for ever). Its end is `ended`, when its answer has left.
 
         `request_id` is the caller's; another one is made if it is empty, or could do harm in a log or a header.
@@ -111,13 +140,13 @@ class Calls:
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._prefix}-{self._began}"
         deadline = Deadline.after(remaining_s, self._max_request_s, now_s)
-        return Call(self._began, method, now_s, deadline, request_id, tenant)
+        return Call(self._began, method, now_s, deadline, request_id, tenant, digest)
 
     async def run(self, call: Call, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a call's work. Whatever it raises is counted once, and ends in Refused, a bug as INTERNAL."""
         try:
-            call.tenant = self._tenants.find(call.given_tenant)
-            result = await work(call)
+            with self._known(call):
+                result = await work(call)
         except errors.Refusal as refusal:
             refused = answer(refusal, call.request_id)
             if refused.code is grpc.StatusCode.INTERNAL:
@@ -137,6 +166,20 @@ class Calls:
             raise Refused(bug(call.request_id)) from error
         self._count(call, grpc.StatusCode.OK)
         return result
+
+    @contextmanager
+    def _known(self, call: Call) -> Iterator[None]:
+        """Who calls is known, and one of its calls is in flight. Raises a Refusal if it may not be."""
+        if self._keys is None or call.method in KEYLESS:
+            call.tenant = self._tenants.find(call.given_tenant)
+            yield
+            return
+        caller = self._keys.find(call.digest)
+        call.account, call.tenant = caller, caller.tenant
+        if call.method in ADMIN:
+            caller.check_admin()
+        with caller.one_more():
+            yield
 
     def found(self, call: Call, model: Model) -> None:
         """The call asks this model version to compute."""

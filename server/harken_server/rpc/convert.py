@@ -85,6 +85,7 @@ def options_of(
         truncate=_TRUNCATE[options.truncation],
         priority=_PRIORITIES[options.priority],
         tenant=call.tenant,
+        account=call.account,
         flow=call.number,
         finish=Finish(
             options.normalize if options.HasField("normalize") else None,

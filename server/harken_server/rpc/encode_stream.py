@@ -57,6 +57,7 @@ class EncodeStream(Stream):
         self._data_type = message.open.options.data_type
         model = self.service.find(self._options.model, self._options.version)
         self.call.model = model.manifest.name
+        self.call.account.check(self.call.model)
         check_vectors(self._options, self._data_type, model)
         if self._options.version:
             self._named = model

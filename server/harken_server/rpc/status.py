@@ -102,6 +102,20 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             if len(problems) > 1:
                 message += f" (and {len(problems) - 1} more)"
             return code.INVALID_ARGUMENT, _reason(first), message, {}, None
+        case errors.Unauthenticated(given=True):
+            return code.UNAUTHENTICATED, "KEY_UNKNOWN", "the API key is not known here", {}, None
+        case errors.Unauthenticated():
+            return code.UNAUTHENTICATED, "KEY_MISSING", "an API key is needed: authorization: Bearer KEY", {}, None
+        case errors.ModelForbidden(key, model):
+            message = f"the key {key!r} may not use the model {model!r}"
+            return code.PERMISSION_DENIED, "MODEL_FORBIDDEN", message, {"key": key, "model": _cut(model)}, None
+        case errors.AdminOnly(key):
+            message = f"the key {key!r} is no admin key, which this call needs"
+            return code.PERMISSION_DENIED, "ADMIN_ONLY", message, {"key": key}, None
+        case errors.KeyLimit(key, unit, limit, retry_after_s):
+            message = f"the key {key!r} has its limit of {limit} {unit}"
+            metadata = {"key": key, "limit": str(limit), "unit": unit}
+            return code.RESOURCE_EXHAUSTED, "KEY_LIMIT", message, metadata, retry_after_s
         case errors.TurnedOff(setting):
             message = f"turned off by the server's setting {setting}"
             return code.UNIMPLEMENTED, "TURNED_OFF", message, {"setting": setting}, None

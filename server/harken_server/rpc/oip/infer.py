@@ -88,6 +88,7 @@ async def infer(
         truncate="right" if asked.truncate else "refuse",
         priority=asked.priority,
         tenant=call.tenant,
+        account=call.account,
         flow=call.number,
         deterministic=asked.deterministic,
         padded_length=rows.padded_length,

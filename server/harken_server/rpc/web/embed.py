@@ -20,6 +20,8 @@ _DIRECTIONS: Final = ("right", "left")
 _ERRORS: Final = {
     400: (413, "Validation"),
     413: (413, "Validation"),
+    401: (401, "Validation"),
+    403: (403, "Validation"),
     404: (404, "Validation"),
     429: (429, "Overloaded"),
     503: (503, "Unhealthy"),

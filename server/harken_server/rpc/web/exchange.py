@@ -25,6 +25,7 @@ from harken_server.errors import (
     TooManyBytes,
     UnknownName,
 )
+from harken_server.rpc.api_keys import AUTHORIZATION, digest_of
 from harken_server.rpc.calls import REQUEST_ID, Call, Calls, Refused
 from harken_server.rpc.status import Answer
 from harken_server.rpc.tenants import TENANT
@@ -54,6 +55,8 @@ _KINDS: Final = {
 
 STATUS: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.FAILED_PRECONDITION: 409,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
@@ -104,7 +107,9 @@ class Exchanges:
 
     async def answer(self, request: Request, method: str, form: Form, work: Work) -> ASGIApp:
         """Read the body, do the work, and say how it ended. The work is cancelled if the client goes away."""
-        call = self.calls.begin(method, None, request.headers.get(REQUEST_ID, ""), request.headers.get(TENANT, ""))
+        given = request.headers
+        digest = digest_of(given.get(AUTHORIZATION, ""))
+        call = self.calls.begin(method, None, given.get(REQUEST_ID, ""), given.get(TENANT, ""), digest)
         reply: Reply | None = None
 
         async def read_and_work(call: Call) -> Reply:
@@ -274,6 +279,8 @@ def _refused(form: Form, answer: Answer) -> Response:
         response.headers["retry-after-ms"] = str(max(round(answer.retry_after_s * 1e3), 1))
     else:
         response.headers["x-should-retry"] = "false"
+    if status == 401:
+        response.headers["www-authenticate"] = "Bearer"
     if status == 413:
         response.headers["connection"] = "close"
     return response

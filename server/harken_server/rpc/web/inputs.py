@@ -50,6 +50,7 @@ async def encode(
         truncate=truncate,
         priority=Priority.INTERACTIVE,
         tenant=call.tenant,
+        account=call.account,
         flow=call.number,
         finish=finish,
     )

@@ -19,6 +19,9 @@ _FIELDS: Final = ("input", "model", "encoding_format", "dimensions", "user")
 _FORMATS: Final = ("float", "base64")
 _TYPES: Final = {404: "invalid_request_error", 429: "rate_limit_error"}
 _CODES: Final = {
+    "KEY_MISSING": "invalid_api_key",
+    "KEY_UNKNOWN": "invalid_api_key",
+    "KEY_LIMIT": "rate_limit_exceeded",
     "MODEL_NOT_FOUND": "model_not_found",
     "SEQUENCE_TOO_LONG": "context_length_exceeded",
     "BACKLOG_FULL": "rate_limit_exceeded",

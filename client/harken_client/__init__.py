@@ -16,6 +16,7 @@ from harken_client.errors import (
     InvalidInput,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
     Unauthenticated,
     Unavailable,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFound",
     "Overloaded",
+    "PermissionDenied",
     "StreamResult",
     "Timings",
     "Unauthenticated",

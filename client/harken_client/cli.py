@@ -27,6 +27,8 @@ from harken_client.client import (
 from harken_client.errors import HarkenError
 from harken_client.load import protocols, report, runner, scrape, summary, workload
 from harken_client.load.pacer import ClosedLoop, OpenLoop
+from harken_client.security import BadKey, Tls
+from harken_client.security import make_key as new_key
 
 T = TypeVar("T")
 
@@ -38,7 +40,6 @@ _POOL = 8192
 
 app = typer.Typer(
     name="harken",
-    help="Client of the harken encoder server.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -70,8 +71,44 @@ def main() -> None:
             raise SystemExit(1) from None
 
 
+@app.callback()
+def connection(
+    context: typer.Context,
+    ca: Annotated[
+        Path | None, typer.Option("--tls-ca", help="PEM file with the CA of the server's certificate; turns TLS on.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", help="PEM file with your own, where the server asks for one.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--tls-key", help="PEM file with its private key.")] = None,
+) -> None:
+    """Client of the harken encoder server. What stands here comes before the command; HARKEN_API_KEY holds the key."""
+    try:
+        context.obj = Tls(ca, certificate, key)
+    except ValueError as error:
+        _fail(2, f"--tls-ca, --tls-certificate, --tls-key: {error}")
+
+
+def _tls(context: typer.Context) -> Tls:
+    assert isinstance(context.obj, Tls)
+    return context.obj
+
+
+def _client(
+    context: typer.Context, server: str, *, model: str = "", timeout_s: float = DEFAULT_TIMEOUT_S, bulk: bool = False
+) -> AsyncClient:
+    return AsyncClient(
+        server,
+        model=model,
+        timeout_s=timeout_s,
+        priority="bulk" if bulk else "interactive",
+        credentials=_tls(context).credentials(),
+    )
+
+
 @app.command()
 def encode(
+    context: typer.Context,
     texts: Annotated[
         list[str] | None,
         typer.Argument(help="Texts, or one file as for --input; without either, lines of stdin."),
@@ -153,7 +190,7 @@ def encode(
         # Before the output is touched: a wrong input must not cost what it holds.
         inputs = files.from_texts(texts) if texts else files.open_inputs(input_file, column=column, id_column=id_column)
         bulk.check_apart(input_file, output_file, stdin=not texts)
-        async with AsyncClient(server, model=model, timeout_s=timeout_s, priority="bulk") as client:
+        async with _client(context, server, model=model, timeout_s=timeout_s, bulk=True) as client:
             options = bulk.Options(
                 "tokens" if tokens else "sentence", truncate, dimensions, normalize, pooling, chunk, overlap_tokens
             )
@@ -175,11 +212,13 @@ def _named_file(texts: list[str] | None, input_file: Path | None) -> tuple[Path 
 
 
 @app.command()
-def models(server: ServerOption = DEFAULT_TARGET, timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S) -> None:
+def models(
+    context: typer.Context, server: ServerOption = DEFAULT_TARGET, timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S
+) -> None:
     """List the model versions that the server holds."""
 
     async def run() -> None:
-        async with AsyncClient(server, timeout_s=timeout_s) as client:
+        async with _client(context, server, timeout_s=timeout_s) as client:
             columns = ("model", "default", "hidden", "max length", "text", "precision", "device")
             table = Table(*columns, box=None, pad_edge=False)
             table.columns[0].no_wrap = True
@@ -200,6 +239,7 @@ def models(server: ServerOption = DEFAULT_TARGET, timeout_s: TimeoutOption = DEF
 
 @app.command()
 def health(
+    context: typer.Context,
     service: Annotated[str, typer.Option(help="Service to ask for; the whole server by default.")] = "",
     wait_s: Annotated[
         float | None,
@@ -215,7 +255,7 @@ def health(
 
     async def run() -> str:
         status = "UNKNOWN"
-        async with AsyncClient(server, timeout_s=timeout_s) as client:
+        async with _client(context, server, timeout_s=timeout_s) as client:
             if watch:
                 async for status in client.watch_health(service):
                     print(status, flush=True)
@@ -232,6 +272,7 @@ def health(
 
 @app.command()
 def explain_batches(
+    context: typer.Context,
     last: Annotated[int, typer.Option(help="How many, at most.", min=1, max=MOST_EXPLAINED)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each batch, with every member.")] = False,
     server: ServerOption = DEFAULT_TARGET,
@@ -240,7 +281,7 @@ def explain_batches(
     """Print the server's last batches, the newest last: who rode with whom, and why."""
 
     async def run() -> None:
-        async with AsyncClient(server, timeout_s=timeout_s) as client:
+        async with _client(context, server, timeout_s=timeout_s) as client:
             explained = await client.explain_batches(last)
         if as_json:
             for batch in explained:
@@ -255,6 +296,7 @@ def explain_batches(
 
 @app.command()
 def load(
+    context: typer.Context,
     concurrency: Annotated[
         int | None, typer.Option(help="Closed loop: calls always under way; 16 without --rate.", min=1)
     ] = None,
@@ -301,7 +343,7 @@ def load(
         _fail(2, f"--http is for --protocol openai, not {protocol}")
     if json_file not in ("", "-"):
         _check_writable(Path(json_file))
-    http_url = http_url or scrape.url_beside(server, _HTTP_PORT)
+    http_url = http_url or scrape.url_beside(server, _HTTP_PORT, "https" if _tls(context).ca else "http")
     metrics_url = metrics_url or scrape.url_beside(server, _METRICS_PORT) + "/metrics"
     plan = runner.Plan(
         pacer=ClosedLoop(concurrency or 16) if rate_per_s is None else OpenLoop(rate_per_s, seed),
@@ -321,7 +363,7 @@ def load(
             return None
 
     async def run() -> tuple[report.Report, str]:
-        async with AsyncClient(server, model=model) as client:
+        async with _client(context, server, model=model) as client:
             info = await client.model()
         try:
             work = workload.build(
@@ -336,7 +378,7 @@ def load(
             _fail(2, error)
         if protocol != "harken" and isinstance(work.inputs[0], str):
             _fail(2, f"--protocol {protocol} sends token ids, and {lengths} holds texts")
-        async with protocols.connected(protocol, server, http_url, info, plan.output) as sender:
+        async with protocols.connected(protocol, server, http_url, info, plan.output, tls=_tls(context)) as sender:
             done = await runner.run(sender, runner.messages(sender, work, plan), plan, read_metrics)
         of_client, of_server, reason = summary.figures(done, plan, info.name)
         return report.Report(report.setup_of(server, protocol, info, plan, work), of_client, of_server), reason
@@ -360,6 +402,17 @@ def load(
         _fail(1, f"{client.failed_calls} of {client.calls} calls failed")
 
 
+@app.command()
+def make_key(name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")]) -> None:
+    """Make an API key: its entry for the server's file goes to stdout, the key itself, this once, to stderr."""
+    try:
+        key, entry = new_key(name)
+    except ValueError as error:
+        _fail(2, error)
+    print(entry)
+    print(key, file=sys.stderr)
+
+
 def _check_writable(path: Path) -> None:
     """A run must not be made for a report that then has no place."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -372,7 +425,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(_interruptible(work))
     except HarkenError as error:
         _fail(1, error)
-    except files.BadFile as error:
+    except (files.BadFile, BadKey) as error:
         _fail(2, error)
     except BrokenPipeError:
         _leave_stdout()

@@ -15,6 +15,7 @@ from harken_client.channel import MOST_ATTEMPTS
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError, InternalError, moved, placed
 from harken_client.retry import Deadline, checked_timeout_s
+from harken_client.security import key_for
 from harken_client.source import StreamInput, iterate
 from harken_client.stream import MAX_WINDOW, BulkRun
 from harken_client.values import (
@@ -70,6 +71,8 @@ class AsyncClient:
     max_attempts        how often in a row one call may fail to reach a server, at most 5; 1 turns every
                         retry off
     credentials         TLS and call credentials; None is plain text
+    api_key             sent with every call; None is what the environment's HARKEN_API_KEY says
+    allow_plaintext_key whether it may be sent in plain text beyond this machine, into a mesh that encrypts, say
 
     Every call may be repeated, since encoding changes nothing: where the server says so
     (google.rpc.RetryInfo), not before its delay and as often as the deadline allows; and up to
@@ -93,6 +96,8 @@ class AsyncClient:
         priority: Priority = "interactive",
         max_attempts: int = 4,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        allow_plaintext_key: bool = False,
     ) -> None:
         if max_inputs < 1:
             raise ValueError(f"max_inputs is at least 1, not {max_inputs}")
@@ -109,6 +114,8 @@ class AsyncClient:
         self._priority = priority
         self._max_attempts = max_attempts
         self._credentials = credentials
+        in_the_open = credentials is None and not allow_plaintext_key
+        self._api_key = key_for(target, api_key, in_the_open=in_the_open)
         self._open_connection: Connection | None = None
         self._closed = False
         self._known_models: dict[tuple[str, int], ModelInfo] = {}
@@ -381,6 +388,7 @@ class AsyncClient:
                 max_attempts=self._max_attempts,
                 credentials=self._credentials,
                 tenant=self._tenant,
+                api_key=self._api_key,
             )
         return self._open_connection
 

@@ -12,6 +12,7 @@ from harken.v1 import debug_pb2_grpc, encoder_pb2_grpc
 from harken_client.channel import open_channel
 from harken_client.errors import DeadlineExceeded, HarkenError, from_rpc
 from harken_client.retry import Deadline, invited_delay_s, reconnect_delay_s
+from harken_client.security import bearer
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -20,7 +21,7 @@ _TENANT = "harken-tenant"
 
 
 class Connection:
-    """Belongs to the event loop in which it is made. Without a tenant its calls name none."""
+    """Belongs to the event loop in which it is made. Without a tenant, or a key, its calls name none."""
 
     def __init__(
         self,
@@ -30,13 +31,14 @@ class Connection:
         max_attempts: int,
         credentials: grpc.ChannelCredentials | None,
         tenant: str = "",
+        api_key: str = "",
     ) -> None:
         self.target = target
         self.max_attempts = max_attempts
         self.channel = open_channel(
             target, max_message_bytes=max_message_bytes, max_attempts=max_attempts, credentials=credentials
         )
-        self.metadata = ((_TENANT, tenant),) if tenant else ()
+        self.metadata = (*(((_TENANT, tenant),) if tenant else ()), *bearer(api_key))
         self.stub: encoder_pb2_grpc.EncoderAsyncStub = encoder_pb2_grpc.EncoderStub(self.channel)
         self.debug: debug_pb2_grpc.DebugAsyncStub = debug_pb2_grpc.DebugStub(self.channel)
 

@@ -4,6 +4,7 @@
     ├── InvalidInput          INVALID_ARGUMENT    the input can never succeed as it stands
     ├── ModelNotFound         NOT_FOUND           the server holds no such model or version
     ├── Unauthenticated       UNAUTHENTICATED     no key, or a wrong one
+    ├── PermissionDenied      PERMISSION_DENIED   the key is not for this model, or not for this call
     ├── Overloaded            RESOURCE_EXHAUSTED  too much work waits, or a message is too large
     ├── DeadlineExceeded      DEADLINE_EXCEEDED   no answer in time
     ├── Unavailable           UNAVAILABLE         not there, not ready, or draining
@@ -97,8 +98,14 @@ class Unauthenticated(HarkenError):
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
+class PermissionDenied(HarkenError):
+    """The key is known, and not for this model, or not for this call."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class Overloaded(HarkenError):
-    """Too much work waits, or a message is larger than one side takes."""
+    """Too much work waits, the key has its limit, or a message is larger than one side takes."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -134,6 +141,7 @@ _CLASSES: Mapping[grpc.StatusCode, type[HarkenError]] = {
         InvalidInput,
         ModelNotFound,
         Unauthenticated,
+        PermissionDenied,
         Overloaded,
         DeadlineExceeded,
         Unavailable,

@@ -91,6 +91,8 @@ class Client:
         priority: Priority = "interactive",
         max_attempts: int = 4,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        allow_plaintext_key: bool = False,
     ) -> None:
         self._client = AsyncClient(
             target,
@@ -103,6 +105,8 @@ class Client:
             priority=priority,
             max_attempts=max_attempts,
             credentials=credentials,
+            api_key=api_key,
+            allow_plaintext_key=allow_plaintext_key,
         )
         self._process = os.getpid()
         self._closed = False

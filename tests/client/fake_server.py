@@ -136,6 +136,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
     called_s: list[float] = field(default_factory=list)
     """When each of them came."""
     tenants: dict[str, str] = field(default_factory=dict)
+    authorizations: dict[str, str] = field(default_factory=dict)
     """Who asked last, by method; "" is nobody."""
     similarities: list[pb.SimilarityRequest] = field(default_factory=list)
     models_asked: int = 0
@@ -267,6 +268,7 @@ class _Tenants(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         metadata = dict(handler_call_details.invocation_metadata or ())
         self._fake.tenants[handler_call_details.method] = metadata.get("harken-tenant", "")
+        self._fake.authorizations[handler_call_details.method] = metadata.get("authorization", "")
         return await continuation(handler_call_details)
 
 

@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import trustme
+from client.command import harken
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harken_client import Client
 from support.server import RunningServer, failed_start, running_server
@@ -116,6 +117,29 @@ def test_with_a_client_ca_nobody_comes_in_without_one_of_its_certificates(tiny_m
         assert Caller(ours, clients.issue_cert("a.client")).both(server) == (True, True)
         assert Caller(ours, others.issue_cert("a.client")).both(server) == (False, False)
         assert Caller(ours).both(server) == (False, False)
+
+
+def test_the_commands_speak_it_too_and_load_over_every_protocol(
+    tiny_models: Path, files: Files, tmp_path: Path
+) -> None:
+    ours, clients = trustme.CA(), trustme.CA()
+    files.issue(ours)
+    files.client_ca.write_bytes(clients.cert_pem.bytes())
+    mine = clients.issue_cert("a.client")
+    (tmp_path / "ca.pem").write_bytes(ours.cert_pem.bytes())
+    (tmp_path / "my.pem").write_bytes(mine.cert_chain_pems[0].bytes())
+    (tmp_path / "my.key").write_bytes(mine.private_key_pem.bytes())
+    tls = ("--tls-ca", tmp_path / "ca.pem", "--tls-certificate", tmp_path / "my.pem", "--tls-key", tmp_path / "my.key")
+    with running_server(tiny_models, *files.mutual) as server:
+        assert "tiny/1" in harken(*tls, "models", "-s", server.target).stdout
+        assert harken("models", "-s", server.target, "--timeout", "2").returncode == 1
+        for protocol in ("harken", "oip", "openai"):
+            web = ("--http", f"https://127.0.0.1:{server.http_port}") if protocol == "openai" else ()
+            ran = harken(
+                *tls, "load", "-s", server.target, "--protocol", protocol, *web, "--metrics", "none",
+                "--concurrency", "1", "--duration", "0.5", "--warmup", "0", "--lengths", "fixed:5",
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
 
 
 def test_new_certificates_are_used_without_a_restart_and_under_traffic_nothing_fails(

@@ -14,14 +14,19 @@ from harken_client.errors import (
     InvalidInput,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
 )
 from harken_client.load.sender import Answer
 from harken_client.retry import Deadline
+from harken_client.security import Tls, bearer, key_for
 from harken_client.values import Input
 
 _KINDS: dict[int, type[HarkenError]] = {
     400: InvalidInput,
+    401: Unauthenticated,
+    403: PermissionDenied,
     404: ModelNotFound,
     413: InvalidInput,
     429: Overloaded,
@@ -71,10 +76,10 @@ def _refusal(response: httpx2.Response) -> HarkenError:
     return error
 
 
-def connections(url: str) -> httpx2.AsyncClient:
+def connections(url: str, tls: Tls, api_key: str | None) -> httpx2.AsyncClient:
     """As many as there are calls under way. Belongs to the event loop in which it is first used.
 
-    Raises OSError if `url` is none.
+    Raises OSError if `url` is none, or a file of TLS cannot be used; BadKey as key_for.
     """
     try:
         scheme = httpx2.URL(url).scheme
@@ -83,5 +88,8 @@ def connections(url: str) -> httpx2.AsyncClient:
     if scheme not in ("http", "https"):
         raise OSError(f"{url} is no http address")
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    headers = dict(bearer(key_for(url, api_key, in_the_open=scheme == "http")))
     # The deadline of each call is the only limit in time; and what a proxy takes is not the server's.
-    return httpx2.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False)
+    return httpx2.AsyncClient(
+        base_url=url, headers=headers, verify=tls.context(), limits=limits, timeout=None, trust_env=False
+    )

@@ -119,11 +119,11 @@ def scrape(url: str) -> Metrics:
         raise OSError(f"{url} cannot be read: {error}") from error
 
 
-def url_beside(target: str, port: int) -> str:
-    """http, on `port` of the host of `target` (host:port)."""
+def url_beside(target: str, port: int, scheme: str = "http") -> str:
+    """On `port` of the host of `target` (host:port)."""
     if target.startswith("unix:"):
-        return f"http://127.0.0.1:{port}"
+        return f"{scheme}://127.0.0.1:{port}"
     address = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target)
     # An address of IPv6 stands in brackets before its port.
     host = address if address.endswith("]") else address.rpartition(":")[0] or address
-    return f"http://{host}:{port}"
+    return f"{scheme}://{host}:{port}"

@@ -6,9 +6,11 @@ from typing import Any
 
 import grpc
 import pytest
+from client.command import COMMAND, finished, harken
 from harken.oip import inference_pb2, inference_pb2_grpc
 from harken.v1 import debug_pb2, debug_pb2_grpc, encoder_pb2_grpc
 from harken.v1 import encoder_pb2 as pb
+from harken_client import Client, PermissionDenied, Unauthenticated
 from support.api_keys import KeyFile
 from support.calls import Refused, ids, refused, stub
 from support.inference import typed_ids
@@ -283,3 +285,30 @@ def test_a_key_too_short_to_be_random_is_none_whatever_the_file_says(tiny_models
     keys.write(guessed="")
     with running_server(tiny_models, *keys.options) as server:
         assert told(encode, server, keys.bearer("guessed")).reason == "KEY_UNKNOWN"
+
+
+def test_our_own_client_shows_its_key_in_calls_and_streams(server: RunningServer, keys: KeyFile) -> None:
+    with Client(server.target, api_key=keys.keys["plain"]) as client:
+        assert client.encode([[1, 2, 3]]).shape == (1, 32)
+        assert [result.error for result in client.encode_stream([[1], [2]])] == [None, None]
+        with pytest.raises(PermissionDenied, match="ADMIN_ONLY"):
+            client.explain_batches()
+    with Client(server.target) as client, pytest.raises(Unauthenticated, match="KEY_MISSING"):
+        client.encode([[1, 2, 3]])
+
+
+def test_made_keys_are_what_the_server_takes(tiny_models: Path, tmp_path: Path) -> None:
+    made = harken("make-key", "team")
+    (tmp_path / "keys.toml").write_text(made.stdout)
+    with running_server(tiny_models, "--api-keys", str(tmp_path / "keys.toml")) as server:
+        for protocol in ("harken", "oip", "openai"):
+            web = ("--http", f"http://127.0.0.1:{server.http_port}") if protocol == "openai" else ()
+            ran = finished(
+                [
+                    *COMMAND, "load", "-s", server.target, "--protocol", protocol, *web, "--metrics", "none",
+                    "--concurrency", "1", "--duration", "0.5", "--warmup", "0", "--lengths", "fixed:5",
+                ],
+                environment={"HARKEN_API_KEY": made.stderr.strip()},
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
+        assert server.total("harken_tenant_tokens_total", tenant="team") > 0

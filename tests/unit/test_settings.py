@@ -60,6 +60,10 @@ def test_what_kubernetes_injects_beside_a_service_is_ignored(variable: str) -> N
     assert load([], {variable: "tcp://10.0.0.1:8001"}) == load([], {})
 
 
+def test_a_clients_key_in_the_same_shell_is_no_setting() -> None:
+    assert load([], {"HARKEN_API_KEY": "k" * 43}) == load([], {})
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [

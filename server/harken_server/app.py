@@ -115,7 +115,8 @@ class App:
         self._web: Web | None = None
         self._health: Final = Health(self._server)
         self._probes: Final = Probes()
-        self._following: Final[list[asyncio.Task[NoReturn]]] = []
+        self._draining = False
+        self._following_files: Final[list[asyncio.Task[NoReturn]]] = []
         self._loader: Final = Loader(settings, self._repository, self._batcher, self._metrics, CLOCK)
         self._control: Final = Control(
             self._loader,
@@ -194,7 +195,7 @@ class App:
         return certificates
 
     def _follow(self, files: Certificates | ApiKeys) -> None:
-        self._following.append(asyncio.create_task(follow(files.paths, files.contents, files.use)))
+        self._following_files.append(asyncio.create_task(follow(files.paths, files.contents, files.use)))
 
     async def _start_web(self, certificates: Certificates | None) -> int | None:
         settings = self._settings
@@ -226,12 +227,13 @@ class App:
         keys = [model.key for model in self._repository]
         names = [*{name for name, _ in keys}, *(f"{name}/{version}" for name, version in keys)]
         await self._health.set([*names, "", *_SERVICES], works)
-        await self._probes.set(ready=works)
+        await self._probes.set(ready=works and not self._draining)
 
     async def drain(self) -> None:
         """NOT_SERVING at once; go on accepting for a while; then refuse, finish what was accepted, and stop."""
         settings = self._settings
         log.info("draining", accepting_for_s=settings.drain_delay_s)
+        self._draining = True
         self._following.stop()
         await self._health.drain()
         await self._probes.set(ready=False)
@@ -260,8 +262,8 @@ class App:
         self._loader.stop()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
-        for following in self._following:
-            following.cancel()
+        for follower in self._following_files:
+            follower.cancel()
         # The last: whoever asks whether a process that drains is alive must not restart it.
         await self._probes.stop()
         log.info("stopped")

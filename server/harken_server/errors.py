@@ -74,9 +74,9 @@ class TooMany(Problem):
 
 @dataclass(frozen=True, slots=True)
 class TooManyChunks(Problem):
-    """The texts of a call become more sequences than a call may have."""
+    """With this text the inputs of a call become more sequences than a call may have."""
 
-    chunks: int
+    at_least: int
     limit: int
 
 
@@ -96,6 +96,8 @@ class SequenceTooLong(Problem):
     limit: int
     at_least: bool = False
     """Whether counting stopped at `length`."""
+    chunks: bool = False
+    """Whether it was to be cut into chunks, as only texts are."""
 
 
 @dataclass(frozen=True, slots=True)

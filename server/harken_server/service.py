@@ -37,7 +37,7 @@ from harken_server.execution.keys import Keys
 from harken_server.execution.pending import Outcome, Pending, Stamps
 from harken_server.execution.tokenizing import Tokenizing
 from harken_server.models.repository import Model, Repository
-from harken_server.models.tokenizer import Ids, Places, Reading, Tokens
+from harken_server.models.tokenizer import Ids, Places, Reading, Tokens, TooManySequences
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import Priority, Tenant
 
@@ -241,8 +241,8 @@ class Service:
         with self._batcher.using(model.key):
             if text_bytes:
                 self._batcher.check_room(model.key, len(inputs))
-            parts = await self._tokenize(model, options, inputs, text_bytes, deadline)
             fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
+            parts = await self._tokenize(model, options, inputs, fields, text_bytes, deadline)
             answer_bytes = self._check_sequences(model, options, parts, fields)
             self.hold(answer_bytes)
             try:
@@ -351,20 +351,33 @@ class Service:
         return text_bytes
 
     async def _tokenize(
-        self, model: Model, options: Options, inputs: Sequence[Input], text_bytes: int, deadline: Deadline
+        self,
+        model: Model,
+        options: Options,
+        inputs: Sequence[Input],
+        fields: Sequence[str],
+        text_bytes: int,
+        deadline: Deadline,
     ) -> list[list[Tokens]]:
         """The sequences of each input."""
         left = options.truncate == "left"
         tokenized: Iterator[list[Tokens]] = iter(())
         if text_bytes and model.tokenizer is not None:
-            texts = [given for given in inputs if isinstance(given, str)]
+            texts = [(field, given) for field, given in zip(fields, inputs, strict=True) if isinstance(given, str)]
             keep: Literal["start", "end", "chunks"] = "chunks" if options.chunks else "end" if left else "start"
-            reading = Reading(keep, options.overlap_tokens, options.places, self.limits.inputs + 1)
+            reading = Reading(keep, options.overlap_tokens, options.places)
+            others = len(inputs) - len(texts)
             try:
                 async with asyncio.timeout(deadline.remaining_s(self._clock())):
-                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, texts, text_bytes, reading))
+                    chosen = [text for _, text in texts]
+                    room = self.limits.inputs - others
+                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, chosen, text_bytes, reading, room))
             except TimeoutError:
                 raise Expired(deadline.by_cap) from None
+            except TooManySequences as found:
+                field, _ = texts[found.text]
+                at_least = found.sequences + others
+                raise InvalidRequest((TooManyChunks(field, at_least, self.limits.inputs),)) from None
         limit = model.manifest.max_length
         parts: list[list[Tokens]] = []
         for given in inputs:
@@ -390,21 +403,19 @@ class Service:
             if length <= tokens.special:
                 problems.append(NoTokens(field))
             elif tokens.full_length > limit and options.truncate == "refuse":
-                problems.append(SequenceTooLong(field, tokens.full_length, limit, at_least=not tokens.counted_all))
+                at_least, chunks = not tokens.counted_all, options.chunks is not None
+                problems.append(SequenceTooLong(field, tokens.full_length, limit, at_least, chunks))
             elif memory.batch_bytes(1, length) > budget_bytes:
                 problems.append(OverMemoryBudget(field, length, memory.batch_bytes(1, length), budget_bytes))
-        chunks = sum(len(part) for part in parts)
-        if chunks > self.limits.inputs:
-            problems.append(TooManyChunks("inputs", chunks, self.limits.inputs))
         _raise(problems)
         lengths = [len(tokens.ids) for part in parts for tokens in part]
         vectors = 0
         if SENTENCE in options.outputs:
-            vectors = chunks if options.chunks == "all" else len(parts)
+            vectors = len(lengths) if options.chunks == "all" else len(parts)
         if TOKENS in options.outputs:
             padded_length = options.padded_length
             vectors += sum(lengths) if padded_length is None else len(lengths) * max(padded_length, *lengths)
-        answer_bytes = vectors * model.manifest.hidden_size * 4 + chunks * _ANSWER_OVERHEAD_BYTES
+        answer_bytes = vectors * model.manifest.hidden_size * 4 + len(lengths) * _ANSWER_OVERHEAD_BYTES
         if options.places:
             answer_bytes += sum(lengths) * _PLACE_BYTES
         if answer_bytes > self.limits.answer_bytes:

@@ -129,7 +129,8 @@ def test_token_offsets_are_those_of_the_tokenizer(minilm_server: RunningServer, 
         ),
         (
             chunked(509),
-            "inputs: become 2042 sequences in chunks, over the limit of 1024; send fewer, or overlap them less",
+            "inputs[1].text: with its chunks the call has at least 2042 sequences, over the limit of 1024; send fewer "
+            "texts, or let chunks overlap less",
         ),
     ],
 )
@@ -146,6 +147,7 @@ def test_ids_that_are_too_long_are_refused_although_texts_would_be_cut(minilm_se
     with pytest.raises(grpc.RpcError) as error:
         stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=ids([7] * 513), options=chunked(0)))
     assert refused(error.value).reason == "SEQUENCE_TOO_LONG"
+    assert refused(error.value).message.endswith("over the model's limit of 512; only texts are cut into chunks")
 
 
 def test_an_answer_of_too_many_chunks_is_refused_before_it_is_computed(minilm_models: Path) -> None:

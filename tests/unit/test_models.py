@@ -1,5 +1,6 @@
 """The tokenizer and the repository."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from harken.v1 import bundle_pb2
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 from harken_server.models.bundle import BundleError, Found, read_bundle
 from harken_server.models.repository import Model, Repository, find_bundles, kept
-from harken_server.models.tokenizer import Reading, Tokenizer
+from harken_server.models.tokenizer import Reading, Tokenizer, TooManySequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Encoding
@@ -21,14 +22,14 @@ def content(minilm_models: Path) -> bytes:
 
 
 def test_short_text_is_itself_with_its_special_tokens(content: bytes) -> None:
-    ((tokens,),) = Tokenizer(content, 512, 30522).encode(["Hello, world"], Reading())
+    ((tokens,),) = Tokenizer(content, 512, 30522).encode(["Hello, world"], Reading(), 1)
     assert tokens.ids.tolist() == [101, 7592, 1010, 2088, 102]
     assert (tokens.full_length, tokens.counted_all, tokens.special) == (5, True, 2)
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n\t", "\u200b"])
 def test_text_of_nothing_has_special_tokens_only(content: bytes, empty: str) -> None:
-    ((tokens,),) = Tokenizer(content, 512, 30522).encode([empty], Reading())
+    ((tokens,),) = Tokenizer(content, 512, 30522).encode([empty], Reading(), 1)
     assert len(tokens.ids) == tokens.special == 2
 
 
@@ -47,7 +48,7 @@ def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
     text = unit * times
     whole = whole_of(content, text).ids
     reading = Reading("end" if end else "start", places=True)
-    ((tokens,),) = Tokenizer(content, most, 30522).encode([text], reading)
+    ((tokens,),) = Tokenizer(content, most, 30522).encode([text], reading, 10_000)
     assert (tokens.full_length > most) == (len(whole) > most)
     if len(whole) <= most:
         assert tokens.ids.tolist() == whole
@@ -73,7 +74,7 @@ def test_chunks_are_the_whole_text_in_order_and_overlap_as_asked(
     text = unit * times
     whole = whole_of(content, text)
     reading = Reading("chunks", overlap)
-    (chunks,) = Tokenizer(content, most, 30522).encode([text], reading)
+    (chunks,) = Tokenizer(content, most, 30522).encode([text], reading, 10_000)
     first, *body, last = whole.ids
     joined: list[int] = []
     for number, chunk in enumerate(chunks):
@@ -88,10 +89,26 @@ def test_chunks_are_the_whole_text_in_order_and_overlap_as_asked(
     assert joined == body
 
 
+def test_chunks_are_counted_over_texts_before_any_is_made(content: bytes) -> None:
+    texts, reading = ["a b c d e f", "short", "a b c d"], Reading("chunks", 1)
+    tokenizer = Tokenizer(content, 5, 30522)
+    assert [len(part) for part in tokenizer.encode(texts, reading, 6)] == [3, 1, 2]
+    with pytest.raises(TooManySequences) as error:
+        tokenizer.encode(texts, reading, 5)
+    assert (error.value.text, error.value.sequences) == (2, 6)
+    # One that would make 100,000 chunks, of 8 kB each.
+    tokenizer = Tokenizer(content, 512, 30522)
+    tracemalloc.start()
+    with pytest.raises(TooManySequences):
+        tokenizer.encode(["," * 100_000], Reading("chunks", 509), 1024)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
 def test_places_count_characters_also_where_a_long_text_lost_its_beginning(content: bytes) -> None:
     text = "caf\u00e9 \U0001f600 " + "word " * 2000 + "the end"
     for reading in (Reading(places=True), Reading("end", places=True)):
-        ((tokens,),) = Tokenizer(content, 12, 30522).encode([text], reading)
+        ((tokens,),) = Tokenizer(content, 12, 30522).encode([text], reading, 10_000)
         assert tokens.places is not None
         words = [text[start:end] for start, end in tokens.places[1:-1]]
         assert words == (

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from harken_server.errors import BacklogFull
-from harken_server.models.tokenizer import Reading, Tokenizer, Tokens
+from harken_server.models.tokenizer import Reading, Tokenizer, Tokens, TooManySequences
 
 _SLICE_CHARACTERS: Final = 16_384
 # A slow tokenizer on a slow core; only the hint in a refusal depends on it.
@@ -23,11 +23,11 @@ class Tokenizing:
         self._waiting_bytes = 0
 
     async def encode(
-        self, tokenizer: Tokenizer, texts: Sequence[str], size_bytes: int, reading: Reading
+        self, tokenizer: Tokenizer, texts: Sequence[str], size_bytes: int, reading: Reading, room: int
     ) -> list[list[Tokens]]:
         """The sequences of each of `texts`, together `size_bytes` long.
 
-        Raises BacklogFull if too much text waits already.
+        Raises BacklogFull if too much text waits already, TooManySequences if they are more than `room`.
         """
         if self._waiting_bytes + size_bytes > self._limit_bytes:
             retry_after_s = max(self._waiting_bytes / _BYTES_PER_S / self._threads, 0.01)
@@ -35,11 +35,17 @@ class Tokenizing:
         loop = asyncio.get_running_loop()
         self._waiting_bytes += size_bytes
         try:
-            tokens: list[list[Tokens]] = []
+            parts: list[list[Tokens]] = []
+            sequences = 0
             for piece in _slices(texts):
                 # One slice at a time: other calls' slices go in between.
-                tokens += await loop.run_in_executor(self._executor, tokenizer.encode, piece, reading)
-            return tokens
+                left = room - sequences
+                try:
+                    parts += await loop.run_in_executor(self._executor, tokenizer.encode, piece, reading, left)
+                except TooManySequences as found:
+                    raise TooManySequences(len(parts) + found.text, sequences + found.sequences) from None
+                sequences = sum(len(part) for part in parts)
+            return parts
         finally:
             self._waiting_bytes -= size_bytes
 

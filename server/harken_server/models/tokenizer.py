@@ -28,13 +28,21 @@ class Reading:
     keep            of one that is longer than the model: its start, its end, or all of it, as chunks
     overlap_tokens  what two neighbouring chunks have in common: fewer than the model takes of a text
     places          whether to tell where in the text each token stands
-    most_chunks     of one text; what more it would make is left out, so whoever allows fewer refuses it
     """
 
     keep: Literal["start", "end", "chunks"] = "start"
     overlap_tokens: int = 0
     places: bool = False
-    most_chunks: int = 65536
+
+
+@dataclass
+class TooManySequences(Exception):
+    """With this text they become more sequences than there is room for. It is counted before any is made."""
+
+    text: int
+    """Its index."""
+    sequences: int
+    """Of it and of those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +81,35 @@ class Tokenizer:
         self._enough_characters: Final = max_length * _CHARACTERS_PER_TOKEN
         self._enough_tokens: Final = max_length + _DISTURBED_TOKENS
 
-    def encode(self, texts: Sequence[str], reading: Reading) -> list[list[Tokens]]:
-        """Tokenise each text by itself: one sequence of each or, in chunks, as many as it takes."""
-        return [self._encode(text, reading) for text in texts]
+    def encode(self, texts: Sequence[str], reading: Reading, room: int) -> list[list[Tokens]]:
+        """Tokenise each text by itself: one sequence of each or, in chunks, as many as it takes.
 
-    def _encode(self, text: str, reading: Reading) -> list[Tokens]:
-        enough, most = self._enough_characters, self.most_text_tokens
-        if reading.keep == "chunks":
+        Raises TooManySequences if they are more than `room`.
+        """
+        if reading.keep != "chunks":
+            return [[self._cut(text, reading.keep == "end", reading.places)] for text in texts]
+        most, sequences = self.most_text_tokens, 0
+        parts: list[list[Tokens]] = []
+        for text in texts:
             whole = self._whole(text, 0, places=True)
             step = most - reading.overlap_tokens
             starts = range(0, max(whole.body - reading.overlap_tokens, 1), step)
-            return [whole.chunk(start, min(start + most, whole.body)) for start in starts[: reading.most_chunks]]
-        end = reading.keep == "end"
+            sequences += len(starts)
+            if sequences > room:
+                raise TooManySequences(len(parts), sequences)
+            parts.append([whole.chunk(start, min(start + most, whole.body)) for start in starts])
+        return parts
+
+    def _cut(self, text: str, end: bool, places: bool) -> Tokens:
+        """Its start, or its end."""
+        enough, most = self._enough_characters, self.most_text_tokens
         if len(text) > enough:
             start = len(text) - enough if end else 0
-            part = self._whole(text[start : start + enough], start, reading.places)
+            part = self._whole(text[start : start + enough], start, places)
             if len(part.ids) > self._enough_tokens:
-                return [part.end(most, counted_all=False) if end else part.start(most, counted_all=False)]
-        whole = self._whole(text, 0, reading.places)
-        return [whole.end(most, counted_all=True) if end else whole.start(most, counted_all=True)]
+                return part.end(most, counted_all=False) if end else part.start(most, counted_all=False)
+        whole = self._whole(text, 0, places)
+        return whole.end(most, counted_all=True) if end else whole.start(most, counted_all=True)
 
     def _whole(self, text: str, begins: int, places: bool) -> "_Whole":
         """`begins`: where this text begins in the one that its places are of."""

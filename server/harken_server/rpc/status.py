@@ -177,15 +177,19 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return f"the body is not the JSON that is needed: {why}"
         case errors.TooMany(_, count, limit, at_least):
             return f"has {'at least ' if at_least else ''}{count} elements, over the limit of {limit}"
-        case errors.TooManyChunks(_, chunks, limit):
-            return f"become {chunks} sequences in chunks, over the limit of {limit}; send fewer, or overlap them less"
+        case errors.TooManyChunks(_, at_least, limit):
+            return (
+                f"with its chunks the call has at least {at_least} sequences, over the limit of {limit}; send fewer "
+                "texts, or let chunks overlap less"
+            )
         case errors.TooManyBytes("", size_bytes, limit_bytes):
             return f"the message has {size_bytes} bytes, over the limit of {limit_bytes}"
         case errors.TooManyBytes(_, size_bytes, limit_bytes):
             return f"has {size_bytes} bytes, over the limit of {limit_bytes}"
-        case errors.SequenceTooLong(_, length, limit, at_least):
+        case errors.SequenceTooLong(_, length, limit, at_least, chunks):
             tokens = f"at least {length}" if at_least else f"{length}"
-            return f"has {tokens} tokens, over the model's limit of {limit}; truncation would cut it"
+            way_out = "only texts are cut into chunks" if chunks else "truncation would cut it"
+            return f"has {tokens} tokens, over the model's limit of {limit}; {way_out}"
         case errors.TokenOutOfRange(_, _, token_id, vocab_size):
             return f"is {token_id}, outside the model's vocabulary of 0 to {vocab_size - 1}"
         case errors.TextNotAccepted(_, model):

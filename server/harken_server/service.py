@@ -236,7 +236,6 @@ class Service:
         if deadline.passed(received_s):
             raise Expired(deadline.by_cap)
         _check_dimensions(options.finish.dimensions, model)
-        _check_overlap(options.overlap_tokens, model)
         text_bytes = self._check_inputs(model, inputs, names)
         with self._batcher.using(model.key):
             if text_bytes:
@@ -449,14 +448,6 @@ def _check_dimensions(dimensions: int | None, model: Model) -> None:
     hidden_size = model.manifest.hidden_size
     if dimensions is not None and not 1 <= dimensions <= hidden_size:
         raise InvalidRequest((BadValue("dimensions", str(dimensions), f"from 1 to the model's {hidden_size}"),))
-
-
-def _check_overlap(overlap_tokens: int, model: Model) -> None:
-    if overlap_tokens and model.tokenizer is not None:
-        most = model.tokenizer.most_text_tokens - 1
-        if overlap_tokens > most:
-            field = "options.chunking.overlap_tokens"
-            raise InvalidRequest((BadValue(field, str(overlap_tokens), f"from 0 to {most}: less than a chunk"),))
 
 
 def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:

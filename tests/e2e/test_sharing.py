@@ -152,6 +152,17 @@ def test_the_cache_keeps_to_its_bytes_and_the_oldest_goes_first(tiny_models: Pat
         assert (server.total("harken_cache_hits_total"), server.total("harken_cache_misses_total")) == (1, 41)
 
 
+def test_what_is_refused_was_neither_found_nor_missed(tiny_models: Path) -> None:
+    with running_server(tiny_models, "--result-cache-bytes", "5000", "--max-backlog-sequences", "2") as server:
+        encoder = stub(server.target)
+        encoder.Encode(pb.EncodeRequest(inputs=ids([1])))
+        with pytest.raises(grpc.RpcError, match="sequences"):
+            encoder.Encode(pb.EncodeRequest(inputs=ids([1], [2], [3], [4])))
+        assert (server.total("harken_cache_hits_total"), server.total("harken_cache_misses_total")) == (0, 1)
+        encoder.Encode(pb.EncodeRequest(inputs=ids([1], [2], [3])))
+        assert (server.total("harken_cache_hits_total"), server.total("harken_cache_misses_total")) == (1, 3)
+
+
 def test_tritons_statistics_know_the_hits(cached: RunningServer) -> None:
     with grpc.insecure_channel(cached.target) as channel:
         inference = inference_pb2_grpc.GRPCInferenceServiceStub(channel)

@@ -93,6 +93,11 @@ async def test_open_holds_for_the_whole_stream(minilm_server: RunningServer) -> 
     [
         (pb.StreamOpen(model="absent"), "NOT_FOUND", "MODEL_NOT_FOUND"),
         (pb.StreamOpen(options=pb.EncodeOptions(dimensions=385)), "INVALID_ARGUMENT", "BAD_VALUE"),
+        (
+            pb.StreamOpen(options=pb.EncodeOptions(chunking=pb.Chunking(overlap_tokens=510))),
+            "INVALID_ARGUMENT",
+            "BAD_VALUE",
+        ),
     ],
 )
 async def test_an_open_that_cannot_hold_ends_the_stream(

@@ -122,13 +122,29 @@ def test_interactive_leads_before_bulk_until_the_bulk_is_paid_for(models: int) -
     assert led_by(backlogs, lanes, 100.0 + 3.0 / (BULK_SHARE * 2)) == 400
 
 
-def test_across_models_the_one_who_waited_longest_leads() -> None:
+def test_across_models_the_one_leads_that_the_lanes_did_least_for_and_else_who_waited_longest() -> None:
     first, second = backlog_of(), backlog_of()
     first.add(waiting(10, arrived_s=5.0))
     second.add(waiting(20, arrived_s=4.0))
-    decision = decide({"first": first, "second": second}, Lanes(1), LIMITS, 6.0)
-    assert isinstance(decision, Start)
-    assert (decision.model, [member.length for member in decision.batch]) == ("second", [20])
+    backlogs, lanes = {"first": first, "second": second}, Lanes(2)
+
+    def leads(now_s: float) -> str:
+        decision = decide(backlogs, lanes, LIMITS, now_s)
+        assert isinstance(decision, Start)
+        return decision.model
+
+    assert leads(6.0) == "second"
+    lanes.start(0, 6.0, 0.1, model="second")
+    assert leads(6.0) == "first"
+    lanes.start(1, 6.0, 0.3, model="first")
+    lanes.done(1, 6.3)
+    assert leads(6.3) == "second"
+    # What is long past counts for little.
+    lanes.start(1, 9.0, 0.1, model="second")
+    lanes.done(1, 9.1)
+    assert leads(9.1) == "first"
+    lanes.forget("second")
+    assert leads(9.1) == "second"
 
 
 def test_who_leaves_frees_its_place_at_once() -> None:
@@ -242,18 +258,21 @@ def test_a_deadline_that_what_waits_makes_impossible_is_refused_with_a_time_to_r
     assert refused.value.retry_after_s == pytest.approx(predicted_s - 0.5)
 
 
-def test_what_waits_for_other_models_is_ahead_as_well() -> None:
-    empty, other = backlog_of(overhead_s=0.0001), backlog_of(*[100] * 20, overhead_s=0.0001)
+def test_what_waits_for_other_models_is_ahead_as_well_but_for_as_long_as_the_own_at_most() -> None:
+    flooded = backlog_of(*[100] * 20, overhead_s=0.0001)
 
-    def ask(others_s: float) -> None:
-        deadline = Deadline(other.work_s / 4)
-        meet_deadline(empty, [50], Priority.INTERACTIVE, deadline, 0.0, lanes=2, running_s=0.0, others_s=others_s)
+    def ask(own: Backlog[Waiting], deadline_s: float, priority: Priority = Priority.INTERACTIVE) -> None:
+        meet_deadline(own, [50], priority, Deadline(deadline_s), 0.0, lanes=2, running_s=0.0, others=[flooded])
 
-    ask(0.0)
+    empty, busy = backlog_of(overhead_s=0.0001), backlog_of(*[100] * 20, overhead_s=0.0001)
+    ask(empty, flooded.work_s / 4)
     with pytest.raises(DeadlineUnreachable):
-        ask(other.urgent_s(Priority.INTERACTIVE))
-    other.add(waiting(100, bulk=True))
-    assert other.urgent_s(Priority.INTERACTIVE) < other.urgent_s(Priority.BULK) == pytest.approx(other.work_s)
+        ask(empty, flooded.work_s / 4, Priority.BULK)
+    ask(busy, flooded.work_s * 1.3)
+    with pytest.raises(DeadlineUnreachable):
+        ask(busy, flooded.work_s)
+    flooded.add(waiting(100, bulk=True))
+    assert flooded.urgent_s(Priority.INTERACTIVE) < flooded.urgent_s(Priority.BULK) == pytest.approx(flooded.work_s)
 
 
 class Flow:

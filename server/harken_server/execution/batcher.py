@@ -131,9 +131,8 @@ class Batcher:
         served.metrics.backlog_sequences.set_function(lambda: sum(one.sequences for one in self._versions(name)))
         served.metrics.backlog_tokens.set_function(lambda: sum(one.tokens for one in self._versions(name)))
         served.metrics.predicted_wait.set_function(self.predicted_wait_s)
-        served.metrics.cost_scale.set_function(
-            lambda: max((one.cost.scale for one in self._versions(name)), default=1.0)
-        )
+        cost = served.backlog.cost
+        served.metrics.cost_scale.set_function(lambda: cost.scale)
 
     def served(self, key: ModelKey) -> Served:
         """What runs for this model."""
@@ -167,6 +166,7 @@ class Batcher:
         for key in [key for key in self._leaving if not self._users[key] and key not in busy]:
             self._leaving.discard(key)
             del self._models[key], self._backlogs[key], self._users[key]
+            self._cores.forget(key)
             name, version = key
             self._metrics.forget(name, version, whole_model=not self._versions(name))
 
@@ -220,31 +220,29 @@ class Batcher:
         Raises BacklogFull or DeadlineUnreachable.
         """
         served = self._models[key]
-        known = self._known(served, pendings) if self._results.kept else {}
-        computed = [pending for pending in pendings if pending not in known] if known else pendings
+        looked = [self._look(pending) for pending in pendings] if self._results.kept else []
+        computed = [pending for pending, vectors, _ in looked if vectors is None] if looked else pendings
         if computed:
             self._accept(served, computed)
         served.metrics.accepted.inc(len(pendings))
-        for pending, vectors in known.items():
-            self._settle(served, pending, vectors)
-        self._pump()
-
-    def _known(self, served: Served, pendings: Sequence[Pending]) -> dict[Pending, Vectors]:
-        """Those whose vectors are kept."""
-        known, statistics = {}, served.metrics.statistics
-        for pending in pendings:
-            began_s = self._clock()
-            vectors = self._results.find(pending.key) if pending.key else None
-            found_s = self._clock()
+        for pending, vectors, took_s in looked:
             if vectors is None:
                 served.metrics.cache_misses.inc()
-                statistics.cache_miss.add(found_s - began_s)
+                served.metrics.statistics.cache_miss.add(took_s)
             else:
-                known[pending] = vectors
-                pending.stamps.found(found_s)
                 served.metrics.cache_hits.inc()
-                statistics.cache_hit.add(found_s - began_s)
-        return known
+                served.metrics.statistics.cache_hit.add(took_s)
+                self._settle(served, pending, vectors)
+        self._pump()
+
+    def _look(self, pending: Pending) -> tuple[Pending, Vectors | None, float]:
+        """Its vectors, if they are kept, and how long it took to look."""
+        began_s = self._clock()
+        vectors = self._results.find(pending.key) if pending.key else None
+        found_s = self._clock()
+        if vectors is not None:
+            pending.stamps.found(found_s)
+        return pending, vectors, found_s - began_s
 
     def _accept(self, served: Served, pendings: Sequence[Pending]) -> None:
         """Let them wait. Raises BacklogFull or DeadlineUnreachable."""
@@ -269,7 +267,6 @@ class Batcher:
         if self._cores.free and not backlog.sequences and not any(other.sequences for other in others):
             # It starts at once. Were it refused, a prediction gone wrong would never be corrected.
             return
-        others_s = sum(other.urgent_s(first.priority) for other in others)
         meet_deadline(
             backlog,
             lengths,
@@ -278,7 +275,7 @@ class Batcher:
             self._clock(),
             self._cores.narrow,
             self._running_s(),
-            others_s,
+            others,
             first.tenant,
         )
 
@@ -324,7 +321,7 @@ class Batcher:
         if self._shrinking is not None:
             self._shrinking.cancel()
             self._shrinking = None
-        self._cores.start(start.lane, now_s, start.predicted_s, start.bulk)
+        self._cores.start(start.lane, now_s, start.predicted_s, start.bulk, start.model)
         run = _Run(start, Halt())
         if start.lane in self._running:
             self._prepared[start.lane] = run

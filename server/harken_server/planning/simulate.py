@@ -221,7 +221,7 @@ class _World:
     def _start(self, start: Start[str, Simulated], now_s: float) -> None:
         for rider, member in self._backlog.start(list(start.batch)):
             member.riders.append(rider)
-        self._lanes.start(start.lane, now_s, start.predicted_s, start.bulk)
+        self._lanes.start(start.lane, now_s, start.predicted_s, start.bulk, start.model)
         self._running_bytes += start.predicted_bytes
         self._record.started(start, self._running_bytes)
         if start.lane in self._running:

@@ -113,8 +113,8 @@ def _chunking_problems(options: encoder_pb2.EncodeOptions) -> Iterator[Problem]:
         yield NotTogether("options.token_offsets", "options.chunking")
 
 
-def check_vectors(options: Options, data_type: int, model: Model) -> None:
-    """Raises InvalidRequest if this model gives no such vectors."""
+def check_options(options: Options, data_type: int, model: Model) -> None:
+    """Raises InvalidRequest if this model gives no such vectors, or takes no such chunks."""
     hidden_size = model.manifest.hidden_size
     dimensions = options.finish.dimensions or hidden_size
     if dimensions > hidden_size:
@@ -123,6 +123,9 @@ def check_vectors(options: Options, data_type: int, model: Model) -> None:
     if data_type == encoder_pb2.DATA_TYPE_BINARY and dimensions % 8:
         wanted = f"possible with {dimensions} dimensions, which 8 does not divide"
         raise InvalidRequest((BadValue("options.data_type", "DATA_TYPE_BINARY", wanted),))
+    if model.tokenizer is not None and options.overlap_tokens >= model.tokenizer.most_text_tokens:
+        wanted = f"from 0 to {model.tokenizer.most_text_tokens - 1}: less than a chunk"
+        raise InvalidRequest((BadValue("options.chunking.overlap_tokens", str(options.overlap_tokens), wanted),))
 
 
 def _set(options: encoder_pb2.EncodeOptions) -> set[str]:

@@ -10,7 +10,7 @@ from harken_server.errors import InvalidRequest, NoContent, NotUtf8, OutOfPlace,
 from harken_server.execution.engine import TOKENS
 from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call, Calls, Context
-from harken_server.rpc.convert import check_vectors, input_of, options_of, set_result
+from harken_server.rpc.convert import check_options, input_of, options_of, set_result
 from harken_server.rpc.status import answer, bug
 from harken_server.rpc.stream import MOST_ID_BYTES, Stream, Streams
 from harken_server.rpc.wire import parse, readable_text
@@ -58,7 +58,7 @@ class EncodeStream(Stream):
         model = self.service.find(self._options.model, self._options.version)
         self.call.model = model.manifest.name
         self.call.account.check(self.call.model)
-        check_vectors(self._options, self._data_type, model)
+        check_options(self._options, self._data_type, model)
         if self._options.version:
             self._named = model
             self._staying.enter_context(self.service.using(model))

@@ -7,7 +7,7 @@ import grpc
 from harken.v1 import encoder_pb2
 
 from harken_server.rpc.calls import Call, Calls, Context, when_done
-from harken_server.rpc.convert import check_vectors, info_of, input_of, options_of, set_result
+from harken_server.rpc.convert import check_options, info_of, input_of, options_of, set_result
 from harken_server.rpc.encode_stream import EncodeStream
 from harken_server.rpc.similarity import best_matches, check_similarity
 from harken_server.rpc.stream import Streams
@@ -52,7 +52,7 @@ class Encoder:
             model = self._service.find(options.model, options.version)
             self._calls.found(call, model)
             data_type = request.options.data_type
-            check_vectors(options, data_type, model)
+            check_options(options, data_type, model)
             names = [f"inputs[{index}]" for index in range(len(request.inputs))]
             longest = self._service.max_length
             truncate = options.truncate

@@ -9,7 +9,7 @@ from harken.v1 import encoder_pb2
 from harken_server.errors import BadValue, InvalidRequest, Missing, NoContent, Problem, Refusal
 from harken_server.execution.engine import SENTENCE
 from harken_server.models.repository import Model
-from harken_server.rpc.convert import check_vectors
+from harken_server.rpc.convert import check_options
 from harken_server.service import Answers, Options
 
 _FLOATS: Final = (encoder_pb2.DATA_TYPE_UNSPECIFIED, encoder_pb2.DATA_TYPE_FLOAT32)
@@ -36,7 +36,7 @@ def check_similarity(request: encoder_pb2.SimilarityRequest, options: Options, m
         problems.append(BadValue("options.token_offsets", "true", "false: nothing but matches is answered"))
     if problems:
         raise InvalidRequest(tuple(problems))
-    check_vectors(options, request.options.data_type, model)
+    check_options(options, request.options.data_type, model)
 
 
 def best_matches(answers: Answers, top_k: int) -> Iterator[tuple[int, float]]:

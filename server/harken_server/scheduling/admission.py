@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Literal, TypeVar
 
 from harken_server.errors import BacklogFull, DeadlineUnreachable
@@ -61,17 +62,20 @@ def meet_deadline(
     now_s: float,
     lanes: int,
     running_s: float,
-    others_s: float = 0.0,
+    others: Collection[Backlog[W]] = (),
     tenant: Tenant = ANYBODY,
 ) -> None:
     """Raises DeadlineUnreachable if a new flow of `lengths` is predicted to be done after its deadline.
 
-    `others_s`: lane seconds of what waits for other models, and leads before it: across models the oldest does.
+    `others`: of other models, which have lane time evenly with this one, interactive work before bulk.
     """
     cost = backlog.cost
     work_s = sum(cost.share_s(length) for length in lengths) * cost.scale
     own_s = max(work_s / lanes, cost.seconds(1, max(lengths)))
-    waits_s = (backlog.ahead_s(len(lengths), priority, tenant, work_s) + others_s + running_s) / lanes
+    ahead_s = backlog.ahead_s(len(lengths), priority, tenant, work_s)
+    even_s = inf if priority is Priority.BULK else ahead_s + work_s
+    others_s = sum(min(other.urgent_s(priority), even_s) for other in others)
+    waits_s = (ahead_s + others_s + running_s) / lanes
     remaining_s = deadline.remaining_s(now_s)
     predicted_s = (waits_s + own_s) * (1.0 + DOUBT)
     late_s = predicted_s - remaining_s

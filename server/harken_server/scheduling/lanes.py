@@ -1,13 +1,13 @@
 """Which lanes may start a batch now, such that they never want more cores than there are."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from math import exp, inf
 from typing import Final
 
 from harken_server.scheduling.waiting import Priority
 
 _MEMORY_S: Final = 1.0
-"""Of running, over which what has come is remembered."""
+"""Of running, over which what has come is remembered; and of time, what each model has had."""
 
 _SEEN_S: Final = 1.0
 """For how long interactive work that came is expected to be followed by more."""
@@ -39,6 +39,8 @@ class Lanes:
         self._interactive_s = -inf
         # When the bulk batch that led last has been paid for by what else ran.
         self._bulk_paid_s = -inf
+        # Lane seconds that each model was given, faded until the moment beside them.
+        self._given_s: Final[dict[Hashable, tuple[float, float]]] = {}
 
     @property
     def free(self) -> Sequence[int]:
@@ -78,8 +80,17 @@ class Lanes:
         """Whether bulk work leads before interactive work: a sequence that came then, and takes `alone_s`."""
         return now_s >= max(self._bulk_paid_s, arrived_s + alone_s / (BULK_SHARE * self.narrow))
 
-    def start(self, lane: int, now_s: float, predicted_s: float, bulk: bool = False) -> None:
-        """A batch, which a bulk sequence leads or not, starts on `lane`, or is prepared for it.
+    def given_s(self, model: Hashable, now_s: float) -> float:
+        """Lane seconds that this model was given of late: only good to compare it with another one."""
+        given_s, then_s = self._given_s.get(model, (0.0, now_s))
+        return given_s * exp((then_s - now_s) / _MEMORY_S)
+
+    def forget(self, model: Hashable) -> None:
+        """This model is served no more."""
+        self._given_s.pop(model, None)
+
+    def start(self, lane: int, now_s: float, predicted_s: float, bulk: bool = False, model: Hashable = None) -> None:
+        """A batch of this model, which a bulk sequence leads or not, starts on `lane`, or is prepared for it.
 
         Raises ValueError if one is prepared, or all cores run.
         """
@@ -95,6 +106,8 @@ class Lanes:
             self._prepared_s[lane] = predicted_s
         else:
             raise ValueError(f"lane {lane} is not free")
+        lanes = self.narrow if lane == self.wide else 1
+        self._given_s[model] = self.given_s(model, now_s) + predicted_s * lanes, now_s
 
     def done(self, lane: int, now_s: float) -> None:
         """The batch on `lane` ended, and the prepared one runs. Raises ValueError if none ran there."""

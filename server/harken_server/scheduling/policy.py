@@ -85,11 +85,11 @@ def decide(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, limits: Limits, now_s
 def _leader(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, now_s: float) -> tuple[W, M] | None:
     """Who leads, and of which model; None if nobody waits.
 
-    Interactive work first, but for the share of the lanes that is kept for bulk work. Across models the one who waited
-    longest leads: turns of different models do not compare.
+    Interactive work first, but for the share of the lanes that is kept for bulk work. Across models, whose turns do not
+    compare, the one leads that the lanes did least for of late: whoever floods a model holds up its callers alone.
     """
-    interactive = _oldest(backlogs, Priority.INTERACTIVE)
-    bulk = _oldest(backlogs, Priority.BULK)
+    interactive = _least_served(backlogs, lanes, Priority.INTERACTIVE, now_s)
+    bulk = _least_served(backlogs, lanes, Priority.BULK, now_s)
     if interactive is None or bulk is None:
         return interactive or bulk
     leader, model = interactive
@@ -100,13 +100,13 @@ def _leader(backlogs: Mapping[M, Backlog[W]], lanes: Lanes, now_s: float) -> tup
     return bulk if lanes.bulk_is_due(waits.arrived_s, alone_s, now_s) else interactive
 
 
-def _oldest(backlogs: Mapping[M, Backlog[W]], priority: Priority) -> tuple[W, M] | None:
-    oldest = None
-    for model, backlog in backlogs.items():
-        leader = backlog.leader(priority)
-        if leader is not None and (oldest is None or leader.arrived_s < oldest[0].arrived_s):
-            oldest = leader, model
-    return oldest
+def _least_served(
+    backlogs: Mapping[M, Backlog[W]], lanes: Lanes, priority: Priority, now_s: float
+) -> tuple[W, M] | None:
+    found = [(leader, model) for model, backlog in backlogs.items() if (leader := backlog.leader(priority))]
+    if len(found) < 2:
+        return found[0] if found else None
+    return min(found, key=lambda one: (lanes.given_s(one[1], now_s), one[0].arrived_s))
 
 
 def _goes_wide(backlogs: Mapping[M, Backlog[W]], backlog: Backlog[W], leader: W, lanes: Lanes) -> bool:

@@ -164,7 +164,7 @@ class Metrics:
         self.cost_scale: Final = Gauge(
             "harken_cost_scale_ratio",
             "What batches take over what was measured at the start, smoothed.",
-            ("model",),
+            ("model", "version"),
             registry=registry,
         )
         self.cost_error: Final = Histogram(
@@ -190,13 +190,14 @@ class Metrics:
     def for_model(self, model: str, version: int) -> "ModelMetrics":
         """The children of one model, looked up once, and the statistics of this version."""
         statistics = self.statistics.setdefault((model, version), Statistics())
-        return ModelMetrics(self, model, statistics)
+        return ModelMetrics(self, model, version, statistics)
 
     def forget(self, model: str, version: int, whole_model: bool) -> None:
         """This version is gone, or with it the model: what only rises stays, or a scrape would miss the last of it."""
         self.statistics.pop((model, version), None)
+        self.cost_scale.remove(model, version)
         if whole_model:
-            for gauge in (self.backlog_sequences, self.backlog_tokens, self.predicted_wait, self.cost_scale):
+            for gauge in (self.backlog_sequences, self.backlog_tokens, self.predicted_wait):
                 gauge.remove(model)
 
     def watch_memory(
@@ -207,9 +208,9 @@ class Metrics:
 
 
 class ModelMetrics:
-    """One model's metrics, every label set made at the start so that it shows as zero."""
+    """One version's metrics, every label set made at the start so that it shows as zero."""
 
-    def __init__(self, metrics: Metrics, model: str, statistics: Statistics) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: int, statistics: Statistics) -> None:
         self.statistics: Final = statistics
         self.accepted: Final = metrics.accepted.labels(model)
         self.finished: Final = {outcome: metrics.finished.labels(model, outcome) for outcome in OUTCOMES}
@@ -230,7 +231,7 @@ class ModelMetrics:
         self.backlog_sequences: Final = metrics.backlog_sequences.labels(model)
         self.backlog_tokens: Final = metrics.backlog_tokens.labels(model)
         self.predicted_wait: Final = metrics.predicted_wait.labels(model)
-        self.cost_scale: Final = metrics.cost_scale.labels(model)
+        self.cost_scale: Final = metrics.cost_scale.labels(model, version)
         self.cost_error: Final = metrics.cost_error.labels(model)
         for change in CHANGES:
             metrics.model_changes.labels(model, change)

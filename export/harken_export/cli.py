@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - PyTorch takes seconds to import; a refusal or --if-missing must not wait for it
 
+import hashlib
 import signal
 import sys
 import time
@@ -237,6 +238,8 @@ def export(checkpoint: "Checkpoint", place: Destination) -> None:
             force=place.force,
             progress=step,
         )
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    console.print(f"--bundle-digest sha256:{digest} serves this one and no other", markup=False)
     console.print(f"{folder} is ready", markup=False)
 
 

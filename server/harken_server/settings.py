@@ -48,6 +48,11 @@ class Settings(BaseSettings):
         description="Where `models` is itself a bundle (as KServe mounts it): its name; the version is 1. Empty: the "
         "name that the bundle gives itself.",
     )
+    bundle_digest: str = Field(
+        "",
+        description="The bundles that may be served, as sha256:HEX of their bundle.json, which `harken-export` tells "
+        "and which holds the hash of every other file; several with commas between. Empty: whatever lies in `models`.",
+    )
     model_control: bool = Field(
         False,
         description="Whether clients may load and unload models of the folder (RepositoryModelLoad and -Unload).",
@@ -267,6 +272,19 @@ class Settings(BaseSettings):
     def _are_weights(cls, value: str) -> str:
         _weights(value)
         return value
+
+    @field_validator("bundle_digest")
+    @classmethod
+    def _are_digests(cls, value: str) -> str:
+        for entry in filter(None, value.split(",")):
+            if not re.fullmatch(r"sha256:[0-9a-f]{64}", entry.strip()):
+                raise ValueError(f"{entry.strip()!r} is no sha256: with 64 digits of 0-9a-f")
+        return value
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """`bundle_digest`, in hex."""
+        return frozenset(re.findall(r"[0-9a-f]{64}", self.bundle_digest))
 
     @property
     def weights_by_tenant(self) -> dict[str, float]:

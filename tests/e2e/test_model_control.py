@@ -1,5 +1,6 @@
 """Models loaded and unloaded by clients, and what is served of which folder."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def test_a_model_is_unloaded_and_loaded_while_others_serve(tiny_models: Path, tm
         service.RepositoryModelLoad(pb.RepositoryModelLoadRequest(repository_name="two"))
         np.testing.assert_array_equal(infer(server, two)["sentence_embedding"], before)
         assert health.Check(health_pb2.HealthCheckRequest(service="two")).status == 1
-        assert (
-            refusal_of(service.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name="no")).code == "NOT_FOUND"
-        )
+        for other in ("no", "../one", "one/1", f"{tmp_path}/one", "."):
+            asked = pb.RepositoryModelLoadRequest(model_name=other)
+            assert refusal_of(service.RepositoryModelLoad, asked).code == "NOT_FOUND"
         smuggled = pb.RepositoryModelLoadRequest(
             model_name="two", parameters={"file:1/model.onnx": pb.InferParameter(string_param="x")}
         )
@@ -85,6 +86,20 @@ def test_a_new_version_inherits_what_the_old_one_costs(tiny_models: Path, tmp_pa
         request.model_version = "1"
         assert service.ModelInfer(request).model_version == "1"
         assert list(service.ModelMetadata(pb.ModelMetadataRequest(name="tiny")).versions) == ["1", "2"]
+
+
+def test_only_bundles_that_a_digest_names_are_served(tiny_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_models / "tiny", tmp_path / "tiny")
+    manifest = tmp_path / "tiny" / "1" / "bundle.json"
+    digest = "sha256:" + hashlib.sha256(manifest.read_bytes()).hexdigest()
+    with running_server(tmp_path, "--model-control", "--bundle-digest", digest) as server, oip(server) as service:
+        shutil.copytree(tmp_path / "tiny" / "1", tmp_path / "tiny" / "2")
+        other = tmp_path / "tiny" / "2" / "bundle.json"
+        other.write_text(other.read_text().replace('"version": 1', '"version": 2', 1))
+        wrong = refusal_of(service.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name="tiny"))
+        assert wrong.code == "FAILED_PRECONDITION"
+        assert "which bundle_digest does not name" in wrong.message
+        assert infer(server, pb.ModelInferRequest(inputs=[typed_ids([1])]))
 
 
 def test_a_damaged_bundle_is_not_loaded_and_the_others_serve_on(tiny_models: Path, tmp_path: Path) -> None:

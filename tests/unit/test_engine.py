@@ -23,6 +23,7 @@ from harken_server.execution.engine import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,24 @@ def test_an_allocation_that_fails_is_known_as_such_and_the_session_goes_on(minil
     errors = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert len(errors) == 2
     assert all("while running" in error and "Status Message" not in error for error in errors)
+
+
+def test_weights_in_another_file_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hash covers them, and their place could be any file that the server may read."""
+    np.ones(4, np.float32).tofile(tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    for place in ("weights", str(tmp_path / "weights"), "../weights"):
+        weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+        weights.external_data.add(key="location", value=place)
+        weights.external_data.add(key="length", value="16")
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [helper.make_node("Add", ["x", "w"], ["y"])], "g",
+            [value("x", TensorProto.FLOAT, [4])], [value("y", TensorProto.FLOAT, [4])], [weights],
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        with pytest.raises(EngineError, match=r"[Ee]xternal"):
+            Engine(model.SerializeToString(), DeviceOptions("cpu"))
 
 
 def test_bytes_that_are_no_graph_are_an_error_of_one_line() -> None:

@@ -1,5 +1,7 @@
 """The tokenizer and the repository."""
 
+import hashlib
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -188,6 +190,30 @@ def test_a_link_out_of_the_bundle_is_refused(tiny_models: Path, tmp_path: Path) 
     (bundle / "model.onnx").symlink_to(outside)
     with pytest.raises(BundleError, match="leads out of the bundle"):
         read_bundle(Found(bundle, "tiny", 1))
+
+
+def test_a_version_or_a_model_that_is_a_link_out_of_the_folder_is_refused(tiny_models: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "linked").mkdir(parents=True)
+    (models / "linked" / "1").symlink_to(tiny_models / "tiny" / "1")
+    (models / "tiny").symlink_to(tiny_models / "tiny")
+    for name in ("linked", "tiny"):
+        with pytest.raises(BundleError, match=f"{name}/1: is a link that leads out of {models}"):
+            read_bundle(Found(models / name / "1", name, 1))
+    # Within the folder, and the folder itself, as volumes of Kubernetes have it.
+    (models / "tiny").unlink()
+    shutil.copytree(tiny_models / "tiny", models / ".data" / "tiny")
+    (models / "tiny").symlink_to(".data/tiny")
+    (tmp_path / "mounted").symlink_to(models)
+    assert read_bundle(Found(tmp_path / "mounted" / "tiny" / "1", "tiny", 1)).manifest.name == "tiny"
+
+
+def test_a_bundle_that_no_digest_names_is_refused_before_it_is_read(tiny_models: Path) -> None:
+    found = Found(tiny_models / "tiny" / "1", "tiny", 1)
+    sha256 = hashlib.sha256((found.folder / "bundle.json").read_bytes()).hexdigest()
+    assert read_bundle(found, {sha256, "0" * 64}).sha256 == sha256
+    with pytest.raises(BundleError, match=f"has sha256:{sha256}, which bundle_digest does not name"):
+        read_bundle(found, {"0" * 64})
 
 
 def test_the_bytes_that_were_hashed_are_the_bytes_that_are_kept(tiny_models: Path) -> None:

@@ -1,5 +1,6 @@
 """The only room that knows ONNX Runtime: a model's bytes in, arrays out."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ class Engine:
         session.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A pattern is kept for each shape that ever ran, and here nearly each batch has its own.
         session.enable_mem_pattern = False
+        # A graph may name files with its weights, which no hash covers: they are looked for where there is nothing.
+        session.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         # Its lines are no JSON, and may hold token ids; what matters comes as an exception.
         session.log_severity_level = 4
         providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]

@@ -93,7 +93,7 @@ class Loader:
         every = self.found()
         pins = pinned_versions(settings.models, every)
         for found in chosen(every, settings.keep_versions, pins):
-            bundle = await asyncio.to_thread(read_bundle, found)
+            bundle = await asyncio.to_thread(read_bundle, found, settings.digests)
             engine, device = await asyncio.to_thread(_make_engine, bundle, settings, wanted)
             wanted = self._device = device  # all models run where the first one does
             if not self._lanes:
@@ -132,7 +132,7 @@ class Loader:
 
     async def load_version(self, found: Found) -> None:
         """Serve this version too, which is neither served nor leaving. Raises BundleError or DeviceUnavailable."""
-        bundle = await asyncio.to_thread(read_bundle, found)
+        bundle = await asyncio.to_thread(read_bundle, found, self._settings.digests)
         engine, device = await asyncio.to_thread(_make_engine, bundle, self._settings, self._device)
         await self._serve(bundle, engine, device)
 

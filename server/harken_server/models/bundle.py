@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -62,10 +63,17 @@ def name_of(folder: Path) -> str:
     return name
 
 
-def read_bundle(found: Found) -> Bundle:
-    """Read a bundle, checking every hash. Raises BundleError."""
+def read_bundle(found: Found, digests: Collection[str] = ()) -> Bundle:
+    """Read a bundle, checking every hash. Raises BundleError.
+
+    `digests`: of the manifests that may be served, SHA-256 in hex; none allows all.
+    """
     folder = found.folder
+    _check_place(found)
     raw = read_file(folder, MANIFEST, _MANIFEST_LIMIT_BYTES)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if digests and sha256 not in digests:
+        raise BundleError(f"{folder / MANIFEST}: has sha256:{sha256}, which bundle_digest does not name")
     manifest = _parse(folder, raw)
     if found.alone:
         manifest.name, manifest.version = found.name, found.version
@@ -74,7 +82,7 @@ def read_bundle(found: Found) -> Bundle:
     return Bundle(
         folder=folder,
         manifest=manifest,
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sha256=sha256,
         model=contents[MODEL],
         tokenizer=contents.get(TOKENIZER),
     )
@@ -88,6 +96,18 @@ def signature(found: Found) -> object:
     except OSError as error:
         return str(error)
     return sorted((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def _check_place(found: Found) -> None:
+    """Links within the folder of models are an operator's; what leads out of it may be anybody's."""
+    if found.alone:
+        return
+    try:
+        models = found.folder.parent.parent.resolve(strict=True)
+        if models not in found.folder.resolve(strict=True).parents:
+            raise BundleError(f"{found.folder}: is a link that leads out of {models}")
+    except OSError as error:
+        raise BundleError(f"{found.folder}: {error.strerror or error}") from error
 
 
 def _parse(folder: Path, raw: bytes) -> bundle_pb2.Bundle:

@@ -27,7 +27,7 @@ test: .venv/.dev lint model ## every check and every test
 contract: .venv/.dev model build/contract/.done ## other people's clients, unmodified, against a real server
 	@$(BIN)/python -m pytest tests/contract
 
-chaos: .venv/.dev model ## faults and overload on real servers: what was lost, what was wrong (15 minutes; SHORT=1 a minute)
+chaos: .venv/.dev model ## faults and overload on real servers: what was lost, what was wrong (20 minutes; SHORT=1 one)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --models $(MODELS) $(if $(SHORT),--short)
 
 bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)

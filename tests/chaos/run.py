@@ -19,6 +19,7 @@ from chaos.drain import drain
 from chaos.exactly_once import Callers, unsettled
 from chaos.overload import DEADLINE_S, TIMES, overload
 from chaos.poison import poisoned
+from chaos.swaps import SETTLED, SHARE, swaps
 from rich.console import Console
 from rich.table import Table
 from support.bundles import export_bundle
@@ -83,6 +84,20 @@ def drains(tiny: Path, folder: Path, times: int) -> Row:
     )  # fmt: skip
 
 
+def swapped(models: Path, folder: Path, count: int, every_s: float) -> Row:
+    """Versions of the real model come and go."""
+    seen = swaps(models, folder, count, every_s)
+    return Row(
+        "versions change", f"{seen.calls:,} calls at {seen.rate_per_s:.0f}/s, {SHARE:g} of the maximum",
+        f"{count} swaps", seen.failed.total(), seen.wrong,
+        f"longest call {seen.worst_s:.1f} s",
+        (
+            f"a swap took {min(seen.took_s):.1f} to {max(seen.took_s):.1f} s; memory "
+            f"{seen.rss_growth_bytes / 2**20:+.0f} MiB since the first {SETTLED + 1}", *map(str, seen.failed.items()),
+        ),
+    )  # fmt: skip
+
+
 def overloaded(models: Path, folder: Path, duration_s: float, probe_s: float) -> Row:
     """Three times too much: what is still answered in time."""
     with running_server(models, "--state-dir", str(folder)) as server:
@@ -108,6 +123,7 @@ def rows(models: Path, folder: Path, short: bool, seed: int) -> Iterator[Row]:
     yield crash(tiny, folder, 1 if short else 10)
     yield drains(tiny, folder, 2 if short else 5)
     if not short:
+        yield swapped(models, folder, count=100, every_s=4.0)
         yield overloaded(models, folder, duration_s=300.0, probe_s=10.0)
 
 
@@ -125,7 +141,7 @@ def table(done: list[Row]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("models"))
-    parser.add_argument("--short", action="store_true", help="few faults, and no overload")
+    parser.add_argument("--short", action="store_true", help="few faults, no swaps, no overload")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)

@@ -175,6 +175,7 @@ class Loader:
         tokenizer = None
         if bundle.tokenizer is not None:
             tokenizer = Tokenizer(bundle.tokenizer, manifest.max_length, manifest.vocab_size)
+        log.info("warming up", model=f"{manifest.name}/{manifest.version}")
         engines = await asyncio.to_thread(self._engines, bundle, engine, device)
         # At the start lanes are idle, and measure.
         sibling = None if self._alone else self._sibling(manifest)

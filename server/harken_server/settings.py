@@ -203,6 +203,19 @@ class Settings(BaseSettings):
         description="Most bytes of answers that may wait for their readers; then calls are refused.",
     )
     max_connections: int = Field(1024, ge=1, description="Most open connections, gRPC's and HTTP's each.")
+    max_streams_per_connection: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Most calls and streams at a time over one gRPC connection; a client's further ones wait in it.",
+    )
+    max_connection_idle_s: float = Field(
+        300.0,
+        ge=0,
+        le=86400,
+        description="A gRPC connection over which nothing is under way for so many seconds is closed; clients make "
+        "another when they need one. 0: never.",
+    )
     max_request_s: float = Field(
         30.0,
         gt=0,

@@ -14,6 +14,10 @@ from harken_server.settings import Settings
 _HARD_LIMIT: Final = 2
 HANDSHAKE_MS: Final = 5_000
 """Longest that a connection may take to say its first."""
+_SILENT_MS: Final = 60_000
+_ANSWER_MS: Final = 20_000
+"""A connection that says nothing is pinged after the first, and given up the second later."""
+_METADATA_BYTES: Final = 8192
 # For the last answers and the status of a stream, after all that it may take.
 _ENDING_S: Final = 1.0
 
@@ -23,6 +27,14 @@ def make_server(settings: Settings) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
             *_age_limits(settings),
+            *_idle_limit(settings),
+            ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+            # Else a peer that vanished without a word keeps its connection, and its streams, for hours.
+            ("grpc.keepalive_time_ms", _SILENT_MS),
+            ("grpc.keepalive_timeout_ms", _ANSWER_MS),
+            # The least of a message's metadata that is refused, and the most that is taken: as by default, but told.
+            ("grpc.max_metadata_size", _METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
             ("grpc.so_reuseport", int(settings.so_reuseport)),
             ("grpc.max_receive_message_length", _HARD_LIMIT * settings.max_message_bytes),
             # An answer's size is checked before it is computed.
@@ -37,6 +49,11 @@ def make_server(settings: Settings) -> grpc.aio.Server:
             ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
         ]
     )
+
+
+def _idle_limit(settings: Settings) -> list[tuple[str, int]]:
+    idle_s = settings.max_connection_idle_s
+    return [("grpc.max_connection_idle_ms", round(idle_s * 1000))] if idle_s else []
 
 
 def _age_limits(settings: Settings) -> list[tuple[str, int]]:

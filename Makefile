@@ -10,7 +10,7 @@ BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test contract chaos bench-limit bench-all lint format proto settings-doc clean
+.PHONY: help demo serve test contract chaos bench-limit bench-all lint format proto settings-doc lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,15 @@ format: .venv/.dev ## put the code into shape
 
 proto: .venv/.dev ## write the generated code of proto/ anew
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/protoc.py
+
+lock: build/lock/.done ## write deploy/server.lock anew: what a server installs, each file by its hash
+	@CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --unsafe-package harken --extra server -c deploy/constraints.txt -o deploy/server.lock pyproject.toml
+	@sed -i '/^# WARNING/,$$d' deploy/server.lock  # that harken itself is not in it
+
+audit: build/lock/.done ## look up known vulnerabilities of what a server installs (needs PyPI's advisories)
+	@build/lock/bin/pip-audit --require-hashes --disable-pip -r deploy/server.lock
 
 settings-doc: .venv/.dev ## write docs/settings.md anew
 	@$(BIN)/python -m harken_server.settings > docs/settings.md
@@ -89,4 +98,9 @@ build/contract/.done: tests/contract/setup_perf_analyzer.sh tests/contract/requi
 	    -r tests/contract/requirements/$$name.txt || exit 1; \
 	done
 	@tests/contract/setup_perf_analyzer.sh build/contract/perf_analyzer $(BIN)/python
+	@touch $@
+
+build/lock/.done:
+	@$(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip --disable-pip-version-check install --quiet pip-tools==7.6.2 pip-audit==2.10.1
 	@touch $@

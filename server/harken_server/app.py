@@ -169,7 +169,7 @@ class App:
             health_port=ports.health,
         )  # fmt: skip
         try:
-            await self._loader.load()
+            self._control.refuse(await self._loader.load())
         except (BundleError, DeviceUnavailable) as error:
             raise CannotStart(str(error)) from error
         self._service.state = "serving"

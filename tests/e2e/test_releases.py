@@ -181,6 +181,26 @@ def test_a_pin_that_cannot_hold_changes_nothing(
     assert why in refusals(server)[0]
 
 
+def test_a_start_with_a_broken_version_serves_the_others_unless_it_is_pinned(tiny_models: Path, models: Path) -> None:
+    release_broken(tiny_models / "tiny" / "1", models, 2)
+    with running_server(models) as server:
+        assert versions(server) == {1: True}
+        server.wait_until("the refusal", lambda: changes(server, "refused") == 1)
+        (why,) = refusals(server)
+        assert "tiny/2/model.onnx: sha256" in why
+        withdraw(models, 2)
+        release(tiny_models / "tiny" / "1", models, 2)
+        look(server)
+        server.wait_until("version 2", lambda: versions(server) == {1: False, 2: True})
+    withdraw(models, 2)
+    release_broken(tiny_models / "tiny" / "1", models, 2)
+    pin(models, "2")
+    ports = ("--grpc-port", "0", "--metrics-port", "0", "--http-port", "0")
+    code, line = failed_start(["--models", str(models), "--device", "cpu", *ports])
+    assert (code, line.count("\n")) == (2, 0)
+    assert "tiny/2/model.onnx: sha256" in line
+
+
 @pytest.mark.parametrize(("content", "why"), [("2", "pins version 2, which cannot be served"), ("-1", "is no version")])
 def test_a_start_with_a_pin_that_cannot_hold_is_refused_in_one_line(models: Path, content: str, why: str) -> None:
     pin(models, content)

@@ -1,7 +1,7 @@
 """Which models are served, changed while the server runs: by clients, or as the folder says."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -71,6 +71,11 @@ class Control:
     def busy(self) -> bool:
         """Whether something is being loaded."""
         return self._one_at_a_time.locked()
+
+    def refuse(self, whys: Mapping[ModelKey, str]) -> None:
+        """These could not be loaded at the start. They are tried again at the next look."""
+        for key, why in whys.items():
+            self._refuse(key, None, why)
 
     async def index(self) -> list[Entry]:
         """Every bundle in the folder, and every version that is served."""

@@ -1,7 +1,7 @@
 """From the folders of bundles to models that are served: check, load, warm up, measure."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -80,8 +80,12 @@ class Loader:
         self._own_by_model: Final[dict[ModelKey, int]] = {}
         self._alone = True
 
-    async def load(self) -> None:
-        """Load, warm up and serve. Raises BundleError or DeviceUnavailable, one line each."""
+    async def load(self) -> Mapping[ModelKey, str]:
+        """Load, warm up and serve. Returns which versions cannot be served, and why; others of their models are.
+
+        Raises BundleError, if nothing of a model can be served or not the version that is pinned, or DeviceUnavailable,
+        one line each.
+        """
         settings = self._settings
         cores, memory = usable_cores(self._cgroups), usable_memory_bytes(self._cgroups)
         log.info(
@@ -92,16 +96,24 @@ class Loader:
         wanted: str = settings.device
         every = self.found()
         pins = pinned_versions(settings.models, every)
+        refused: dict[ModelKey, BundleError] = {}
         for found in chosen(every, settings.keep_versions, pins):
-            bundle = await asyncio.to_thread(read_bundle, found, settings.digests)
-            engine, device = await asyncio.to_thread(_make_engine, bundle, settings, wanted)
-            wanted = self._device = device  # all models run where the first one does
-            if not self._lanes:
-                self._make_lanes(device, settings.lanes or (cores.amount if device == "cpu" else 1))
-            await self._serve(bundle, engine, device)
+            try:
+                bundle = await asyncio.to_thread(read_bundle, found, settings.digests)
+                engine, device = await asyncio.to_thread(_make_engine, bundle, settings, wanted)
+                wanted = self._device = device  # all models run where the first one does
+                if not self._lanes:
+                    self._make_lanes(device, settings.lanes or (cores.amount if device == "cpu" else 1))
+                await self._serve(bundle, engine, device)
+            except BundleError as error:
+                refused[found.name, found.version] = error
+        for (name, version), why in refused.items():
+            if not self._repository.versions(name) or pins.get(name) == version:
+                raise why
         for name, version in pins.items():
             self._repository.pin(name, version)
         self._alone = False
+        device = self._device
         budget_bytes = self._budget_bytes(device)
         log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
         batcher = self._batcher
@@ -117,6 +129,7 @@ class Loader:
             settings.max_batch_sequences, self._batch_tokens(device), budget_bytes, settings.bulk_batch_max_s
         )
         batcher.open(self._lanes, self._wide_lane, limits)
+        return {key: str(why) for key, why in refused.items()}
 
     def found(self) -> list[Found]:
         """Every bundle in the folder, checked or not; blocks. Raises BundleError without any."""

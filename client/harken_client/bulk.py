@@ -65,6 +65,7 @@ async def _encode(
         version=info.version,
         bundle_sha256=info.bundle_sha256,
         input_bytes=inputs.size_bytes,
+        input_sha256=inputs.sha256,
         column=inputs.column,
         id_column=inputs.id_column,
         **asdict(options),

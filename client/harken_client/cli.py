@@ -97,13 +97,16 @@ def _tls(context: typer.Context) -> Tls:
 def _client(
     context: typer.Context, server: str, *, model: str = "", timeout_s: float = DEFAULT_TIMEOUT_S, bulk: bool = False
 ) -> AsyncClient:
-    return AsyncClient(
-        server,
-        model=model,
-        timeout_s=timeout_s,
-        priority="bulk" if bulk else "interactive",
-        credentials=_tls(context).credentials(),
-    )
+    try:
+        return AsyncClient(
+            server,
+            model=model,
+            timeout_s=timeout_s,
+            priority="bulk" if bulk else "interactive",
+            credentials=_tls(context).credentials(),
+        )
+    except ValueError as error:
+        _fail(2, error)
 
 
 @app.command()
@@ -118,7 +121,8 @@ def encode(
         typer.Option(
             "--input",
             "-i",
-            help='.txt, a text a line; .jsonl, {"text": ...} or {"ids": [...]} a line; or .parquet, a row each.',
+            help='.txt, a text a line; .jsonl, {"text": ...} or {"ids": [...]} a line; or .parquet, a row each. '
+            "A line that is none fails as an input that the server refuses; the others are encoded.",
         ),
     ] = None,
     column: Annotated[

@@ -1,5 +1,6 @@
 """The asynchronous client, the real one."""
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
@@ -12,6 +13,7 @@ from harken.v1 import encoder_pb2 as pb
 
 from harken_client import health, wire
 from harken_client.channel import MOST_ATTEMPTS
+from harken_client.checks import checked_count, checked_target
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError, InternalError, moved, placed
 from harken_client.retry import Deadline, checked_timeout_s
@@ -70,14 +72,16 @@ class AsyncClient:
                         spaces; "" names nobody
     max_attempts        how often in a row one call may fail to reach a server, at most 5; 1 turns every
                         retry off
+    wait_for_ready      whether calls wait for a server that cannot be reached, as long as their deadline allows;
+                        else one that finds none fails after `max_attempts`, within some 2 s
     credentials         TLS and call credentials; None is plain text
     api_key             sent with every call; None is what the environment's HARKEN_API_KEY says
     allow_plaintext_key whether it may be sent in plain text beyond this machine, into a mesh that encrypts, say
 
     Every call may be repeated, since encoding changes nothing: where the server says so
     (google.rpc.RetryInfo), not before its delay and as often as the deadline allows; and up to
-    `max_attempts` times where the connection could not be made, or broke before the answer. Never
-    past the deadline.
+    `max_attempts` times where the connection could not be made, or broke before the answer (a name
+    that cannot be resolved is told at once). Never past the deadline.
 
     Every method raises HarkenError, or what harken_client.errors draws below it; ValueError and
     TypeError for arguments that cannot be sent at all.
@@ -95,6 +99,7 @@ class AsyncClient:
         tenant: str = "",
         priority: Priority = "interactive",
         max_attempts: int = 4,
+        wait_for_ready: bool = False,
         credentials: grpc.ChannelCredentials | None = None,
         api_key: str | None = None,
         allow_plaintext_key: bool = False,
@@ -105,14 +110,16 @@ class AsyncClient:
             raise ValueError(f"max_attempts is between 1 and {MOST_ATTEMPTS}, not {max_attempts}")
         if tenant and not _TENANT.fullmatch(tenant):
             raise ValueError(f"tenant is 1 to 64 printable ASCII characters without spaces, not {tenant!r:.100}")
-        self._target = target
+        self._target = checked_target(target)
         self._model = model
-        self._version = version
+        self._version = checked_count("version", version)
         self._timeout_s = checked_timeout_s(timeout_s)
         self._limits = wire.CallLimits(max_inputs, max_message_bytes)
         self._tenant = tenant
         self._priority = priority
         self._max_attempts = max_attempts
+        self._wait_for_ready = wait_for_ready
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._credentials = credentials
         in_the_open = credentials is None and not allow_plaintext_key
         self._api_key = key_for(target, api_key, in_the_open=in_the_open)
@@ -227,7 +234,7 @@ class AsyncClient:
         deadline = self._deadline(timeout_s)
         name, number = self._asked(model, version)
         options = wire.options_message(output, truncate, priority or self._priority, vector)
-        messages = [wire.input_message(value) for value in inputs]
+        messages = wire.input_messages("inputs", inputs)
         sizes = await self._answer_sizes(messages, output, vector, name, number, deadline)
 
         outcomes: list[Encoding | HarkenError] = []
@@ -266,15 +273,15 @@ class AsyncClient:
         """
         if isinstance(candidates, str):
             raise TypeError("candidates is a list; for one text write similarity(query, [text])")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is a number from 1 on, not {top_k}")
+        if top_k is not None:
+            checked_count("top_k", top_k, least=1)
         name, number = self._asked(model, version)
         request = pb.SimilarityRequest(
             model=name,
             version=number,
             options=wire.options_message("sentence", truncate, priority or self._priority, {}),
             query=wire.input_message(query),
-            candidates=[wire.input_message(candidate) for candidate in candidates],
+            candidates=wire.input_messages("candidates", candidates),
             top_k=top_k or 0,
         )
         connection = self._connection()
@@ -381,7 +388,9 @@ class AsyncClient:
     def _connection(self) -> Connection:
         if self._closed:
             raise RuntimeError("this client is closed; make a new one")
+        loop = asyncio.get_running_loop()
         if self._open_connection is None:
+            self._loop = loop
             self._open_connection = Connection(
                 self._target,
                 max_message_bytes=self._limits.max_message_bytes,
@@ -389,7 +398,10 @@ class AsyncClient:
                 credentials=self._credentials,
                 tenant=self._tenant,
                 api_key=self._api_key,
+                wait_for_ready=self._wait_for_ready,
             )
+        if self._loop is not loop:
+            raise RuntimeError("this AsyncClient belongs to the event loop that used it first; make one in each")
         return self._open_connection
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
@@ -397,6 +409,8 @@ class AsyncClient:
 
     def _asked(self, model: str | None, version: int | None) -> tuple[str, int]:
         """A call that names another model does not inherit this client's version."""
+        if version is not None:
+            checked_count("version", version)
         if model is None:
             return self._model, self._version if version is None else version
         return model, version or 0

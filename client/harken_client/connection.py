@@ -32,9 +32,11 @@ class Connection:
         credentials: grpc.ChannelCredentials | None,
         tenant: str = "",
         api_key: str = "",
+        wait_for_ready: bool = False,
     ) -> None:
         self.target = target
         self.max_attempts = max_attempts
+        self.wait_for_ready = wait_for_ready
         self.channel = open_channel(
             target, max_message_bytes=max_message_bytes, max_attempts=max_attempts, credentials=credentials
         )
@@ -56,7 +58,9 @@ class Connection:
         # grpcio may take a timeout of 0 for one that has not passed. An earlier refusal says more.
         while (remaining_s := deadline.remaining_s(time.monotonic())) > 0:
             try:
-                return await method(request, timeout=remaining_s, metadata=self.metadata)
+                return await method(
+                    request, timeout=remaining_s, metadata=self.metadata, wait_for_ready=self.wait_for_ready
+                )
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc(rpc_error)
                 delay_s = self.invited_delay_s(error)

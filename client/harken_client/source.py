@@ -4,19 +4,28 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from harken_client.values import Input
 
 T = TypeVar("T")
 
-StreamInput: TypeAlias = Input | tuple[str, Input]
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands where an input could not be read: it fails, and the others go on."""
+
+    why: str
+
+
+StreamInput: TypeAlias = Input | tuple[str, Input] | Unreadable
 """An input, or a pair of the caller's id and an input."""
 
 _READ_AHEAD = 64
 
 
-def identified(value: StreamInput) -> tuple[str, Input]:
+def identified(value: StreamInput) -> tuple[str, Input | Unreadable]:
     """Tell a pair (id, input) from an input: only a pair is a tuple that starts with a text."""
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         return value

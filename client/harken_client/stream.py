@@ -204,7 +204,8 @@ class BulkRun:
         Returns None where the stream ended well, or where its status was lost.
         """
         connection = self._connection
-        call = connection.stub.EncodeStream(wait_for_ready=self._reached, metadata=connection.metadata)
+        waits = self._reached or connection.wait_for_ready
+        call = connection.stub.EncodeStream(wait_for_ready=waits, metadata=connection.metadata)
         sent: dict[int, _Pending] = {}  # by position in this stream
         self._leaving = False
         self._heard.clear()

@@ -10,7 +10,9 @@ from harken.v1 import encoder_pb2 as pb
 from numpy.typing import NDArray
 
 from harken_client import values
+from harken_client.checks import checked_count
 from harken_client.errors import FieldViolation, InternalError, InvalidInput, from_status
+from harken_client.source import Unreadable
 
 _OUTPUTS: dict[str, pb.Output.ValueType] = {"sentence": pb.OUTPUT_SENTENCE, "tokens": pb.OUTPUT_TOKENS}
 _TRUNCATIONS: dict[values.Truncate, pb.Truncation.ValueType] = {
@@ -67,10 +69,16 @@ _PLACE_BYTES = 24
 _NS_PER_S = 1e9
 
 
-def input_message(value: values.Input) -> pb.Input:
+def input_message(value: values.Input | Unreadable) -> pb.Input:
     """Raises TypeError if `value` is neither a text nor integers, ValueError if it cannot be written."""
+    if isinstance(value, Unreadable):
+        raise ValueError(value.why)
     if isinstance(value, str):
-        return pb.Input(text=value)
+        try:
+            return pb.Input(text=value)
+        except UnicodeEncodeError as error:
+            lone = value[error.start]
+            raise ValueError(f"a text holds half of a character, {lone!r} at {error.start}") from None
     if isinstance(value, bytes | bytearray):
         raise TypeError("an input is a str or a sequence of token ids, not bytes: decode it first")
     ids = value.tolist() if isinstance(value, np.ndarray) else value
@@ -80,6 +88,17 @@ def input_message(value: values.Input) -> pb.Input:
     except TypeError:
         pass  # a member that is no integer; told as any other wrong type
     raise TypeError(f"an input is a str or a sequence of token ids (integers), not {value!r:.60}")
+
+
+def input_messages(name: str, inputs: Sequence[values.Input]) -> list[pb.Input]:
+    """Raises as `input_message` does, the place before the sentence: NAME[index]."""
+    messages = []
+    for index, value in enumerate(inputs):
+        try:
+            messages.append(input_message(value))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}[{index}]: {error}") from error
+    return messages
 
 
 def options_message(
@@ -102,10 +121,10 @@ def options_message(
         if value not in known:
             raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
     dimensions = vector.get("dimensions")
-    if dimensions is not None and dimensions < 1:
-        raise ValueError(f"dimensions is a number from 1 on, not {dimensions}")
-    if chunking is not None and chunking.overlap_tokens < 0:
-        raise ValueError(f"chunking.overlap_tokens is a number from 0 on, not {chunking.overlap_tokens}")
+    if dimensions is not None:
+        checked_count("dimensions", dimensions, least=1)
+    if chunking is not None:
+        checked_count("chunking.overlap_tokens", chunking.overlap_tokens)
     message = pb.EncodeOptions(
         output=_OUTPUTS[output],
         truncation=_TRUNCATIONS[truncate],

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -111,11 +112,17 @@ def test_a_wrong_input_does_not_cost_the_output(output: str, target: str, tmp_pa
     assert (tmp_path / f"{output}.part").read_text() == "half"
 
 
-def test_the_old_output_stays_until_the_new_one_is_complete(target: str, tmp_path: Path) -> None:
+def test_the_old_output_stays_until_the_new_one_is_complete(fake: FakeEncoder, target: str, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text("precious")
-    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"words": 1}\n')
-    finished = harken("encode", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "-s", target)
-    assert finished.returncode == 2
+    (tmp_path / "in.txt").write_text("a\n" * 10_000)
+    fake.pace_s = 0.01
+    arguments = ["encode", "-i", str(tmp_path / "in.txt"), "-o", str(tmp_path / "out.jsonl"), "-s", target]
+    running = subprocess.Popen([*COMMAND, *arguments])
+    while not fake.answered:
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.terminate()
+    assert running.wait(60) != 0
     assert (tmp_path / "out.jsonl").read_text() == "precious"
 
 
@@ -230,12 +237,19 @@ def test_wrong_usage_is_one_line_and_2(arguments: list[str], message: str) -> No
     assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", f"harken: {message}\n")
 
 
-def test_a_file_that_is_not_what_it_should_be_is_named_with_its_line(target: str, tmp_path: Path) -> None:
+def test_a_line_that_is_not_what_it_should_be_fails_alone_and_is_named(target: str, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
-    path.write_text('{"text": "a"}\n{"words": 1}\n')
+    path.write_bytes(b'{"text": "a"}\n{"words": 1}\n{"text": "\xff"}\n{"text": "\\ud800"}\n{"text": "b"}\n')
     finished = harken("encode", "-i", path, "-s", target)
-    assert finished.returncode == 2
-    assert finished.stderr == f'harken: {path}:2: not an object with either "text" or "ids"\n'
+    assert finished.returncode == 1
+    first = f'INVALID_ARGUMENT (INPUT_UNREADABLE): {path}:2: not an object with either "text" or "ids"'
+    assert finished.stderr == f"harken: 3 inputs failed; input 1: {first}\n"
+    rows = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert ["vector" in row for row in rows] == [True, False, False, False, True]
+    assert f"{path}:3: 'utf-8' codec can't decode" in rows[2]["error"]["message"]
+    assert "half of a character" in rows[3]["error"]["message"]
+    assert harken("encode", "-i", path, "-o", tmp_path / "out.npy", "-s", target).returncode == 1
+    assert np.isnan(np.load(tmp_path / "out.npy")[:, 0]).tolist() == [False, True, True, True, False]
     missing = harken("encode", "-i", tmp_path / "none.txt", "-s", target)
     assert missing.returncode == 2
     assert missing.stderr == f"harken: [Errno 2] No such file or directory: '{tmp_path}/none.txt'\n"
@@ -254,7 +268,8 @@ def test_a_line_that_is_no_input_is_named(line: str, fault: str, target: str, tm
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "a"}\n' + line + "\n")
     finished = harken("encode", "-i", path, "-s", target)
-    assert (finished.returncode, finished.stderr) == (2, f"harken: {path}:2: {fault}\n")
+    told = f"harken: 1 inputs failed; input 1: INVALID_ARGUMENT (INPUT_UNREADABLE): {path}:2: {fault}\n"
+    assert (finished.returncode, finished.stderr) == (1, told)
 
 
 @pytest.mark.parametrize(

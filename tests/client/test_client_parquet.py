@@ -56,6 +56,7 @@ def test_a_parquet_becomes_one_row_for_each_input_in_order(fake: FakeEncoder, ta
         ({"id": ["x"], "text": ["a"]}, "a", 3),
         ({"label": [1], "sentence": ["a"]}, "a", 3),
         ({"sentence": pa.array(["a"]).dictionary_encode()}, "a", 3),
+        ({"sentence": pa.array(["a"], pa.string_view())}, "a", 3),
         ({"doc": ["x"], "ids": [[5, 6]]}, (5, 6), 2),
         ({"label": [1.0], "tokens": pa.array([[5, 6]], pa.list_(pa.int32(), 2))}, (5, 6), 2),
     ],

@@ -159,7 +159,19 @@ def test_an_input_of_another_size_is_not_resumed(target: str, tmp_path: Path) ->
     source.write_text("a\nb\n")
     grown = finished(command(*arguments))
     assert grown.returncode == 2
-    assert "out.npy.part was begun with input_bytes=2, not input_bytes=4" in grown.stderr
+    assert "out.npy.part was begun with input_bytes=2, input_sha256=" in grown.stderr
+    assert "not input_bytes=4" in grown.stderr
+
+
+def test_an_input_of_the_same_size_and_other_contents_is_not_resumed(target: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("a\n")
+    arguments: list[str | Path] = [source, "-o", tmp_path / "out.npy", "-s", target, "--resume"]
+    begun(arguments)
+    source.write_text("b\n")
+    other = finished(command(*arguments))
+    assert other.returncode == 2
+    assert "out.npy.part was begun with input_sha256=" in other.stderr
 
 
 def test_a_part_of_which_nothing_is_known_counts_for_nothing(target: str, tmp_path: Path) -> None:

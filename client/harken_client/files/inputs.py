@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from harken_client.files.base import BadFile, Inputs
-from harken_client.source import StreamInput
+from harken_client.files.base import Inputs, edges_sha256
+from harken_client.source import StreamInput, Unreadable
 
 
 def from_texts(texts: Sequence[str]) -> Inputs:
@@ -18,8 +18,8 @@ def from_texts(texts: Sequence[str]) -> Inputs:
 def from_lines(path: Path | None) -> Inputs:
     """One input for each line of a .txt or .jsonl file, or of standard input as text.
 
-    A line of .jsonl is {"text": "..."} or {"ids": [101, ...]}, with an optional "id".
-    Raises OSError if the file cannot be read.
+    A line of .jsonl is {"text": "..."} or {"ids": [101, ...]}, with an optional "id". A line that is not what it
+    should be is an input that fails. Raises OSError if the file cannot be read.
     """
     # A pipe gives its lines only once.
     lasting = path is not None and not path.is_fifo()
@@ -27,6 +27,7 @@ def from_lines(path: Path | None) -> Inputs:
         partial(_read, path),
         total=_count_lines(path) if path is not None and lasting else None,
         size_bytes=path.stat().st_size if path is not None and lasting else None,
+        sha256=edges_sha256(path) if path is not None and lasting else "",
         id_type="string" if _is_json(path) else "",
     )
 
@@ -46,7 +47,7 @@ def _read(path: Path | None, start: int) -> Iterator[StreamInput]:
             try:
                 yield parse(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
-                raise BadFile(f"{name}:{number}: {error}") from error
+                yield Unreadable(f"{name}:{number}: {error}")
 
 
 def _from_text(line: str) -> StreamInput:

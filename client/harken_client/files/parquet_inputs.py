@@ -1,5 +1,7 @@
 """Inputs that are a column of a Parquet file."""
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat
@@ -17,6 +19,8 @@ from harken_client.source import StreamInput
 _BATCH_ROWS = 256
 # A row group may be the whole file, so its pages are read as they are needed.
 _BUFFER_BYTES = 1 << 20
+# The length of the footer, and the format's name.
+_TAIL_BYTES = 8
 # pyarrow names the file in none of them.
 _UNREADABLE = (ValueError, OSError, pa.ArrowException)
 
@@ -38,7 +42,7 @@ def from_parquet(path: Path, *, column: str = "", id_column: str = "") -> Inputs
     if id_column:
         id_type = _checked(path, schema, id_column, _is_id, "strings or integers")
     read = partial(_read, path, column, id_column)
-    return Inputs(read, total, path.stat().st_size, column, id_column, id_type)
+    return Inputs(read, total, path.stat().st_size, _footer_sha256(path), column, id_column, id_type)
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -46,6 +50,15 @@ def _open(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
     except _UNREADABLE as error:
         raise BadFile(f"{path}: {error}") from error
+
+
+def _footer_sha256(path: Path) -> str:
+    """Of what the file says of its columns: their sizes and, where they were written, their extremes."""
+    with path.open("rb") as file:
+        file.seek(-_TAIL_BYTES, os.SEEK_END)
+        footer_bytes = int.from_bytes(file.read(4), "little")
+        file.seek(-_TAIL_BYTES - footer_bytes, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _read(path: Path, column: str, id_column: str, start: int) -> Iterator[StreamInput]:
@@ -88,7 +101,7 @@ def _checked(path: Path, schema: pa.Schema, name: str, fits: Callable[[Any], boo
     kind = schema.field(found[0]).type
     if not fits(kind):
         raise BadFile(f"{path}: column {name!r} is {kind}, not {wanted}")
-    return "string" if types.is_dictionary(kind) else str(kind)
+    return "string" if types.is_dictionary(kind) or types.is_string_view(kind) else str(kind)
 
 
 def _told(fields: list[pa.Field]) -> str:
@@ -99,7 +112,7 @@ def _told(fields: list[pa.Field]) -> str:
 def _is_text(kind: pa.DataType) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _is_token_ids(kind: pa.DataType) -> bool:

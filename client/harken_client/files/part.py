@@ -31,6 +31,7 @@ class Run:
     chunk: str | None
     overlap_tokens: int
     input_bytes: int | None
+    input_sha256: str
     column: str
     id_column: str
 

@@ -4,14 +4,10 @@ Ends with 0; 1 after an error of the server or of an input; 2 after wrong usage;
 """
 
 import asyncio
-import math
 import os
-import signal
 import sys
-from collections.abc import Coroutine
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -22,15 +18,23 @@ from harken_client.client import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     MOST_EXPLAINED,
-    AsyncClient,
 )
-from harken_client.errors import HarkenError
+from harken_client.command import (
+    ModelOption,
+    ServerOption,
+    TimeoutOption,
+    check_writable,
+    client_of,
+    fail,
+    finite,
+    leave_stdout,
+    run_to_end,
+    tls_of,
+)
 from harken_client.load import protocols, report, runner, scrape, summary, workload
 from harken_client.load.pacer import ClosedLoop, OpenLoop
-from harken_client.security import BadKey, Tls
+from harken_client.security import Tls
 from harken_client.security import make_key as new_key
-
-T = TypeVar("T")
 
 # Where a server has them unless it was told otherwise.
 _HTTP_PORT, _METRICS_PORT = 8000, 8002
@@ -47,19 +51,6 @@ app = typer.Typer(
 )
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
-    return value
-
-
-ServerOption = Annotated[str, typer.Option("--server", "-s", help="host:port of the server.")]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model; not needed where there is only one.")]
-TimeoutOption = Annotated[
-    float, typer.Option("--timeout", help="Longest wait for an answer, s.", min=0.001, callback=_finite)
-]
-
-
 def main() -> None:
     try:
         app()
@@ -67,7 +58,7 @@ def main() -> None:
         try:
             sys.stdout.flush()
         except BrokenPipeError:
-            _leave_stdout()
+            leave_stdout()
             raise SystemExit(1) from None
 
 
@@ -86,27 +77,7 @@ def connection(
     try:
         context.obj = Tls(ca, certificate, key)
     except ValueError as error:
-        _fail(2, f"--tls-ca, --tls-certificate, --tls-key: {error}")
-
-
-def _tls(context: typer.Context) -> Tls:
-    assert isinstance(context.obj, Tls)
-    return context.obj
-
-
-def _client(
-    context: typer.Context, server: str, *, model: str = "", timeout_s: float = DEFAULT_TIMEOUT_S, bulk: bool = False
-) -> AsyncClient:
-    try:
-        return AsyncClient(
-            server,
-            model=model,
-            timeout_s=timeout_s,
-            priority="bulk" if bulk else "interactive",
-            credentials=_tls(context).credentials(),
-        )
-    except ValueError as error:
-        _fail(2, error)
+        fail(2, f"--tls-ca, --tls-certificate, --tls-key: {error}")
 
 
 @app.command()
@@ -170,39 +141,39 @@ def encode(
     input_file, texts = _named_file(texts, input_file)
     output_suffix = output_file.suffix if output_file is not None else ""
     if output_file is not None and output_suffix not in files.OUTPUT_SUFFIXES:
-        _fail(2, f"--output ends in .npy, .jsonl or .parquet, not as {output_file.name}")
+        fail(2, f"--output ends in .npy, .jsonl or .parquet, not as {output_file.name}")
     if input_file is not None and input_file.suffix not in files.INPUT_SUFFIXES:
-        _fail(2, f"--input ends in .txt, .jsonl or .parquet, not as {input_file.name}")
+        fail(2, f"--input ends in .txt, .jsonl or .parquet, not as {input_file.name}")
     if texts and input_file is not None:
-        _fail(2, "texts come as arguments or from --input, not both")
+        fail(2, "texts come as arguments or from --input, not both")
     if (column or id_column) and (input_file is None or input_file.suffix != ".parquet"):
-        _fail(2, "--column and --id-column are of an input that ends in .parquet")
+        fail(2, "--column and --id-column are of an input that ends in .parquet")
     if resume and (output_file is None or input_file is None):
-        _fail(2, "--resume needs a file of inputs and --output, the same as before")
+        fail(2, "--resume needs a file of inputs and --output, the same as before")
     if tokens and (dimensions is not None or normalize is not None or pooling is not None):
-        _fail(2, "--tokens gives token vectors as they are: no --dimensions, --normalize or --pooling")
+        fail(2, "--tokens gives token vectors as they are: no --dimensions, --normalize or --pooling")
     if tokens and output_suffix in (".npy", ".parquet"):
-        _fail(2, "--tokens gives each input its own shape: write .jsonl")
+        fail(2, "--tokens gives each input its own shape: write .jsonl")
     if chunk and (truncate or tokens):
-        _fail(2, "--chunk takes the place of --truncate, and is not of --tokens")
+        fail(2, "--chunk takes the place of --truncate, and is not of --tokens")
     if overlap_tokens and not chunk:
-        _fail(2, "--overlap-tokens goes with --chunk")
+        fail(2, "--overlap-tokens goes with --chunk")
     if chunk == "all" and output_suffix in (".npy", ".parquet"):
-        _fail(2, "--chunk all gives each text its own shape: write .jsonl")
+        fail(2, "--chunk all gives each text its own shape: write .jsonl")
 
     async def run() -> bulk.Outcome:
         # Before the output is touched: a wrong input must not cost what it holds.
         inputs = files.from_texts(texts) if texts else files.open_inputs(input_file, column=column, id_column=id_column)
         bulk.check_apart(input_file, output_file, stdin=not texts)
-        async with _client(context, server, model=model, timeout_s=timeout_s, bulk=True) as client:
+        async with client_of(context, server, model=model, timeout_s=timeout_s, bulk=True) as client:
             options = bulk.Options(
                 "tokens" if tokens else "sentence", truncate, dimensions, normalize, pooling, chunk, overlap_tokens
             )
             return await bulk.encode(client, inputs, output_file, options, resume=resume)
 
-    outcome = _run(run())
+    outcome = run_to_end(run())
     if outcome.failed:
-        _fail(1, outcome)
+        fail(1, outcome)
 
 
 def _named_file(texts: list[str] | None, input_file: Path | None) -> tuple[Path | None, list[str] | None]:
@@ -211,7 +182,7 @@ def _named_file(texts: list[str] | None, input_file: Path | None) -> tuple[Path 
         return input_file, texts
     # For a Path a name that is too long is an error.
     if not os.path.exists(texts[0]):
-        _fail(2, f"there is no file {texts[0]}; a text that ends so is given as a line of stdin")
+        fail(2, f"there is no file {texts[0]}; a text that ends so is given as a line of stdin")
     return Path(texts[0]), None
 
 
@@ -222,7 +193,7 @@ def models(
     """List the model versions that the server holds."""
 
     async def run() -> None:
-        async with _client(context, server, timeout_s=timeout_s) as client:
+        async with client_of(context, server, timeout_s=timeout_s) as client:
             columns = ("model", "default", "hidden", "max length", "text", "precision", "device")
             table = Table(*columns, box=None, pad_edge=False)
             table.columns[0].no_wrap = True
@@ -238,7 +209,7 @@ def models(
                 )
             Console().print(table)
 
-    _run(run())
+    run_to_end(run())
 
 
 @app.command()
@@ -247,7 +218,7 @@ def health(
     service: Annotated[str, typer.Option(help="Service to ask for; the whole server by default.")] = "",
     wait_s: Annotated[
         float | None,
-        typer.Option("--wait", help="Wait up to so many seconds for SERVING.", min=0.001, callback=_finite),
+        typer.Option("--wait", help="Wait up to so many seconds for SERVING.", min=0.001, callback=finite),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Print each change until Ctrl-C.")] = False,
     server: ServerOption = DEFAULT_TARGET,
@@ -255,11 +226,11 @@ def health(
 ) -> None:
     """Print the server's health. Ends with 0 only if it is SERVING."""
     if watch and wait_s is not None:
-        _fail(2, "--watch and --wait exclude one another")
+        fail(2, "--watch and --wait exclude one another")
 
     async def run() -> str:
         status = "UNKNOWN"
-        async with _client(context, server, timeout_s=timeout_s) as client:
+        async with client_of(context, server, timeout_s=timeout_s) as client:
             if watch:
                 async for status in client.watch_health(service):
                     print(status, flush=True)
@@ -270,7 +241,7 @@ def health(
             print(status)
             return status
 
-    if _run(run()) != "SERVING":
+    if run_to_end(run()) != "SERVING":
         raise typer.Exit(1)
 
 
@@ -285,7 +256,7 @@ def explain_batches(
     """Print the server's last batches, the newest last: who rode with whom, and why."""
 
     async def run() -> None:
-        async with _client(context, server, timeout_s=timeout_s) as client:
+        async with client_of(context, server, timeout_s=timeout_s) as client:
             explained = await client.explain_batches(last)
         if as_json:
             for batch in explained:
@@ -295,7 +266,7 @@ def explain_batches(
         else:
             print("no batch has run yet")
 
-    _run(run())
+    run_to_end(run())
 
 
 @app.command()
@@ -306,7 +277,7 @@ def load(
     ] = None,
     rate_per_s: Annotated[
         float | None,
-        typer.Option("--rate", help="Open loop: calls a second, as a Poisson process.", min=0.001, callback=_finite),
+        typer.Option("--rate", help="Open loop: calls a second, as a Poisson process.", min=0.001, callback=finite),
     ] = None,
     lengths: Annotated[
         str, typer.Option(help=f"{workload.FORMS}; a file holds one length, or one text, a line.")
@@ -314,11 +285,9 @@ def load(
     inputs_per_call: Annotated[int, typer.Option(help="Inputs in one call.", min=1, max=1024)] = 1,
     text: Annotated[bool, typer.Option("--text", help="Send texts instead of token ids.")] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Ask for one vector for each token.")] = False,
-    duration_s: Annotated[
-        float, typer.Option("--duration", help="Measured time, s.", min=0.1, callback=_finite)
-    ] = 10.0,
+    duration_s: Annotated[float, typer.Option("--duration", help="Measured time, s.", min=0.1, callback=finite)] = 10.0,
     warmup_s: Annotated[
-        float, typer.Option("--warmup", help="Time before it, not measured, s.", min=0, callback=_finite)
+        float, typer.Option("--warmup", help="Time before it, not measured, s.", min=0, callback=finite)
     ] = 2.0,
     deadline_ms: Annotated[int, typer.Option(help="Deadline of each call.", min=1)] = 30_000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same.", min=0)] = 0,
@@ -340,14 +309,14 @@ def load(
 ) -> None:
     """Send load, and report latency, throughput and what the server did with it."""
     if concurrency is not None and rate_per_s is not None:
-        _fail(2, "--concurrency (closed loop) and --rate (open loop) exclude one another")
+        fail(2, "--concurrency (closed loop) and --rate (open loop) exclude one another")
     if protocol != "harken" and (text or tokens):
-        _fail(2, f"--protocol {protocol} sends token ids and gets sentence vectors: no --text or --tokens")
+        fail(2, f"--protocol {protocol} sends token ids and gets sentence vectors: no --text or --tokens")
     if http_url and protocol != "openai":
-        _fail(2, f"--http is for --protocol openai, not {protocol}")
+        fail(2, f"--http is for --protocol openai, not {protocol}")
     if json_file not in ("", "-"):
-        _check_writable(Path(json_file))
-    http_url = http_url or scrape.url_beside(server, _HTTP_PORT, "https" if _tls(context).ca else "http")
+        check_writable(Path(json_file))
+    http_url = http_url or scrape.url_beside(server, _HTTP_PORT, "https" if tls_of(context).ca else "http")
     metrics_url = metrics_url or scrape.url_beside(server, _METRICS_PORT) + "/metrics"
     plan = runner.Plan(
         pacer=ClosedLoop(concurrency or 16) if rate_per_s is None else OpenLoop(rate_per_s, seed),
@@ -367,7 +336,7 @@ def load(
             return None
 
     async def run() -> tuple[report.Report, str]:
-        async with _client(context, server, model=model) as client:
+        async with client_of(context, server, model=model) as client:
             info = await client.model()
         try:
             work = workload.build(
@@ -379,15 +348,15 @@ def load(
                 text=text,
             )
         except (ValueError, OSError) as error:
-            _fail(2, error)
+            fail(2, error)
         if protocol != "harken" and isinstance(work.inputs[0], str):
-            _fail(2, f"--protocol {protocol} sends token ids, and {lengths} holds texts")
-        async with protocols.connected(protocol, server, http_url, info, plan.output, tls=_tls(context)) as sender:
+            fail(2, f"--protocol {protocol} sends token ids, and {lengths} holds texts")
+        async with protocols.connected(protocol, server, http_url, info, plan.output, tls=tls_of(context)) as sender:
             done = await runner.run(sender, runner.messages(sender, work, plan), plan, read_metrics)
         of_client, of_server, reason = summary.figures(done, plan, info.name)
         return report.Report(report.setup_of(server, protocol, info, plan, work), of_client, of_server), reason
 
-    result, reason = _run(run())
+    result, reason = run_to_end(run())
     if reason and metrics_url != "none":
         print(f"harken: {metrics_url} {reason}, so the server's side is not told", file=sys.stderr)
     if json_file == "-":
@@ -398,12 +367,12 @@ def load(
             try:
                 Path(json_file).write_text(result.json() + "\n", encoding="utf-8")
             except OSError as error:
-                _fail(2, error)
+                fail(2, error)
     client = result.client
     if client.latency.p50_s is None:
-        _fail(1, "no call was answered")
+        fail(1, "no call was answered")
     if 2 * client.failed_calls > client.calls:
-        _fail(1, f"{client.failed_calls} of {client.calls} calls failed")
+        fail(1, f"{client.failed_calls} of {client.calls} calls failed")
 
 
 @app.command()
@@ -412,60 +381,6 @@ def make_key(name: Annotated[str, typer.Argument(help="Whose key it is, or what 
     try:
         key, entry = new_key(name)
     except ValueError as error:
-        _fail(2, error)
+        fail(2, error)
     print(entry)
     print(key, file=sys.stderr)
-
-
-def _check_writable(path: Path) -> None:
-    """A run must not be made for a report that then has no place."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        _fail(2, f"{path} cannot be written")
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, or end the command with one line and its code."""
-    try:
-        return asyncio.run(_interruptible(work))
-    except HarkenError as error:
-        _fail(1, error)
-    except (files.BadFile, BadKey) as error:
-        _fail(2, error)
-    except BrokenPipeError:
-        _leave_stdout()
-        raise typer.Exit(1) from None
-    except OSError as error:
-        _fail(2, error)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise typer.Exit(130) from None
-
-
-async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Let Ctrl-C wake the loop, whatever it waits for.
-
-    The handler of asyncio.run does not: a signal that comes just before the loop falls asleep is not seen until
-    something else happens.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-
-    def interrupt() -> None:
-        loop.remove_signal_handler(signal.SIGINT)  # a second one ends it at once
-        task.cancel()
-
-    with suppress(NotImplementedError):  # where loops take no signals
-        loop.add_signal_handler(signal.SIGINT, interrupt)
-    return await work
-
-
-def _leave_stdout() -> None:
-    """The reader of stdout has left. Without this Python complains once more at its exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-
-
-def _fail(code: int, message: object) -> NoReturn:
-    """One line on stderr, whatever the message holds."""
-    print("harken: " + " ".join(str(message).split()), file=sys.stderr)
-    raise typer.Exit(code)

@@ -121,6 +121,15 @@ def test_what_is_not_served_is_said_in_the_form_of_its_path(minilm_server: Runni
         assert message == f"{method} is not served for {path}; POST is"
 
 
+@pytest.mark.parametrize("path", [EMBEDDINGS, "/embed", INFER])
+def test_a_slash_too_many_is_another_path_and_not_served(minilm_server: RunningServer, path: str) -> None:
+    replied = post(minilm_server, f"{path}/", {"input": "a"})
+    error = replied.json["error"]
+    message = error["message"] if isinstance(error, dict) else error
+    assert (replied.status, "location" in replied.headers) == (404, False)
+    assert message.startswith(f"{path}/ is not served here")
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -114,7 +114,10 @@ class Web:
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
         ]
-        return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
+        app = Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
+        # A redirect would be an answer in nobody's form, and clients lose their body on it.
+        app.router.redirect_slashes = False
+        return app
 
     async def _healthz(self, _: Request) -> Response:
         return Response("ok\n", media_type="text/plain")

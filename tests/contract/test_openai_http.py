@@ -15,7 +15,8 @@ def test_it_is_served_as_by_openai(minilm_server: RunningServer, expected: Any) 
     close(found["async"], expected["rows"])
     equal(found["alone"], expected["rows"])
     assert found["usage"] > len(expected["texts"])
-    assert found["models"] == ["all-MiniLM-L6-v2"]
+    assert found["models"] == [found["model"]] == ["all-MiniLM-L6-v2"]
+    assert (found["other_model"]["kind"], found["other_model"]["code"]) == ("NotFoundError", "model_not_found")
     short = [vector[:64] / np.linalg.norm(vector[:64]) for vector in expected["texts"]]
     close(found["short"], short)
     assert (found["no_model"]["kind"], found["no_model"]["code"]) == ("NotFoundError", "model_not_found")

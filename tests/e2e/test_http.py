@@ -59,9 +59,15 @@ def test_fewer_dimensions_are_the_first_ones_renormalised(minilm_server: Running
         assert wrong.json["error"]["message"] == f"dimensions: is {dimensions}, which is not from 1 to the model's 384"
 
 
-def test_models_are_listed(minilm_server: RunningServer) -> None:
+def test_models_are_listed_and_described_alone(minilm_server: RunningServer) -> None:
     body = call(minilm_server, "GET", "/v1/models").json
     assert [model["id"] for model in body["data"]] == [MODEL]
+    assert call(minilm_server, "GET", f"/v1/models/{MODEL}").json == body["data"][0]
+    for unknown in ("other", "sentence-transformers/all-MiniLM-L6-v2", f"{MODEL}/"):
+        replied = call(minilm_server, "GET", f"/v1/models/{unknown}")
+        assert (replied.status, replied.json["error"]["code"]) == (404, "model_not_found")
+        assert replied.json["error"]["message"] == f"model: {unknown!r} is not served here; served: {MODEL}"
+    assert call(minilm_server, "GET", "/v1/models/").json["error"]["code"] == "not_served"
 
 
 def test_embed_normalises_unless_told_otherwise(minilm_server: RunningServer) -> None:

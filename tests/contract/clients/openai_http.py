@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import openai  # type: ignore[import-not-found]  # is in its own environment only
@@ -14,9 +15,9 @@ def vectors(response: Any) -> list[Any]:
     return [entry.embedding for entry in response.data]
 
 
-def error(client: Any, **request: Any) -> dict[str, Any]:
+def error(ask: Callable[..., Any], **request: Any) -> dict[str, Any]:
     try:
-        client.embeddings.create(**request)
+        ask(**request)
     except openai.APIStatusError as raised:
         return {
             "kind": type(raised).__name__, "status": raised.status_code, "message": raised.message,
@@ -44,9 +45,11 @@ def main() -> None:
         "rows": vectors(client.embeddings.create(model=MODEL, input=rows)),
         "short": vectors(client.embeddings.create(model=MODEL, input=texts, dimensions=64)),
         "models": [model.id for model in client.models.list()],
+        "model": client.models.retrieve(MODEL).id,
+        "other_model": error(client.models.retrieve, model="some/other"),
         "async": asyncio.run(found_async(url, rows)),
-        "no_model": error(client, model="none", input="a"),
-        "empty": error(client, model=MODEL, input=["a", ""]),
+        "no_model": error(client.embeddings.create, model="none", input="a"),
+        "empty": error(client.embeddings.create, model=MODEL, input=["a", ""]),
     }
     json.dump(found, sys.stdout)
 

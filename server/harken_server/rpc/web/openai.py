@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
@@ -66,9 +67,18 @@ class OpenAi:
 
         async def work(_: Call, __: bytes) -> Reply:
             names = sorted({model.manifest.name for model, _ in self._exchanges.service.models()})
-            # Nobody has said when a bundle was made.
-            models = [{"id": name, "object": "model", "created": 0, "owned_by": "harken"} for name in names]
-            return Reply(to_json({"object": "list", "data": models}))
+            return Reply(to_json({"object": "list", "data": [_described(name) for name in names]}))
+
+        return await self._exchanges.answer(request, "GET /v1/models", self, work)
+
+    async def model(self, request: Request) -> ASGIApp:
+        """GET /v1/models/NAME. A name may have slashes, as those of others do: it is none here, and no path either."""
+        name = request.path_params["name"]
+        if not name:
+            raise HTTPException(404)
+
+        async def work(_: Call, __: bytes) -> Reply:
+            return Reply(to_json(_described(self._exchanges.service.find(name, 0).manifest.name)))
 
         return await self._exchanges.answer(request, "GET /v1/models", self, work)
 
@@ -78,6 +88,11 @@ class OpenAi:
         code = _CODES.get(answer.reason, answer.reason.lower())
         error = {"message": answer.status.message, "type": kind, "param": answer.field or None, "code": code}
         return status, {"error": error}
+
+
+def _described(name: str) -> dict[str, Any]:
+    # Nobody has said when a bundle was made.
+    return {"id": name, "object": "model", "created": 0, "owned_by": "harken"}
 
 
 def _content(model: str, encoded: Encoded, encoding: str) -> bytes:

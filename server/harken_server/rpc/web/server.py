@@ -90,6 +90,7 @@ class Web:
         routes = [
             Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
             Route("/v1/models", openai.models),
+            Route("/v1/models/{name:path}", openai.model),
             Route("/embed", embed.embed, methods=["POST"]),
             Route("/info", embed.info),
             Route("/health", embed.health),

@@ -165,6 +165,26 @@ def test_a_request_id_is_given_back_or_made(minilm_server: RunningServer) -> Non
     assert all(re.fullmatch("[0-9a-f]{12}-[0-9]+", one) for one in made)
 
 
+def test_whatever_is_asked_the_answer_has_a_request_id(minilm_server: RunningServer) -> None:
+    for method, path, status in (
+        ("GET", "/healthz", 200),
+        ("GET", "/readyz", 200),
+        ("GET", "/health", 200),
+        ("GET", "/", 404),
+        ("GET", "//", 404),
+        ("GET", "/v1/nothing", 404),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/embed", 405),
+        ("OPTIONS", "/v2", 405),
+        ("TRACE", "/healthz", 405),
+    ):
+        assert (replied := call(minilm_server, method, path)).status == status
+        assert re.fullmatch("[0-9a-f]{12}-[0-9]+", replied.headers["x-request-id"])
+        assert status == 200 or "error" in replied.json
+        given = {"x-request-id": "mine-8", "host": "[", "connection": "upgrade", "upgrade": "websocket"}
+        assert call(minilm_server, method, path, headers=given).headers["x-request-id"] == "mine-8"
+
+
 def test_it_can_be_turned_off(tiny_models: Path) -> None:
     with running_server(tiny_models, "--no-http") as server:
         assert server.http_port == 0

@@ -118,7 +118,9 @@ def test_what_is_not_served_is_said_in_the_form_of_its_path(minilm_server: Runni
         assert (replied.status, replied.headers["allow"]) == (405, allowed)
         error = replied.json["error"]
         message = error["message"] if isinstance(error, dict) else error
-        assert message == f"{method} is not served for {path}; POST is"
+        assert message == f"{method} is not served for {path}; served: POST"
+    assert call(minilm_server, "POST", "/info").headers["allow"] == "GET, HEAD"
+    assert post(minilm_server, "/embed_all", {}).json["error_type"] == "Validation"
 
 
 @pytest.mark.parametrize("path", [EMBEDDINGS, "/embed", INFER])

@@ -102,6 +102,7 @@ class Calls:
         self._max_request_s: Final = max_request_s
         self._open = 0
         self._began = 0
+        self._named = 0
         # Made ids start with it, so that those of several servers differ.
         self._prefix: Final = secrets.token_hex(6)
         self._idle: Final = asyncio.Event()
@@ -131,16 +132,21 @@ class Calls:
     def begin(self, method: str, remaining_s: float | None, request_id: str, tenant: str, digest: str) -> Call:
         """A call has come whose caller waits so long (None: for ever). Its end is `ended`, when its answer has left.
 
-        `request_id` is the caller's; another one is made if it is empty, or could do harm in a log or a header.
+        `request_id` is the caller's, see there.
         """
         self._began += 1
         self._open += 1
         self._idle.clear()
         now_s = self.clock()
-        if not _REQUEST_ID.fullmatch(request_id):
-            request_id = f"{self._prefix}-{self._began}"
         deadline = Deadline.after(remaining_s, self._max_request_s, now_s)
-        return Call(self._began, method, now_s, deadline, request_id, tenant, digest)
+        return Call(self._began, method, now_s, deadline, self.request_id(request_id), tenant, digest)
+
+    def request_id(self, given: str) -> str:
+        """The caller's; another one is made if it is empty, or could do harm in a log or a header."""
+        if _REQUEST_ID.fullmatch(given):
+            return given
+        self._named += 1
+        return f"{self._prefix}-{self._named}"
 
     async def run(self, call: Call, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a call's work. Whatever it raises is counted once, and ends in Refused, a bug as INTERNAL."""

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from harken_server.execution.control import Control
+from harken_server.rpc.calls import REQUEST_ID
 from harken_server.rpc.web.connection import Connection
 from harken_server.rpc.web.embed import Embed
 from harken_server.rpc.web.exchange import Exchanges
@@ -43,6 +44,8 @@ class Web:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Nothing here speaks it, whatever is installed beside.
+            ws="none",
             http=type("LimitedConnection", (Connection,), {"most": settings.max_connections}),
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=ceil(settings.max_request_s) + 1,
@@ -115,32 +118,43 @@ class Web:
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
         ]
-        app = Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
+        app = Starlette(routes=routes, exception_handlers={404: self._no_route, 405: self._no_route})
         # A redirect would be an answer in nobody's form, and clients lose their body on it.
         app.router.redirect_slashes = False
         return app
 
-    async def _healthz(self, _: Request) -> Response:
-        return Response("ok\n", media_type="text/plain")
+    async def _healthz(self, request: Request) -> Response:
+        return Response("ok\n", headers=self._named(request), media_type="text/plain")
 
-    async def _readyz(self, _: Request) -> Response:
+    async def _readyz(self, request: Request) -> Response:
         state = self._exchanges.service.state
         ready = state == "serving"
-        return Response("ok\n" if ready else f"{state}\n", 200 if ready else 503, media_type="text/plain")
+        said = "ok\n" if ready else f"{state}\n"
+        return Response(said, 200 if ready else 503, self._named(request), media_type="text/plain")
+
+    async def _no_route(self, request: Request, error: Exception) -> Response:
+        """No such path, or not by this method: in the form of those whose path it is."""
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"][:200]
+        headers = self._named(request)
+        if error.status_code == 405:
+            headers["allow"] = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+            message = f"{request.method} is not served for {path}; served: {headers['allow']}"
+        else:
+            message = f"{path} is not served here; served: /v1/embeddings, /embed, /v2/models/NAME/infer"
+        return JSONResponse(_form_of(path, message), error.status_code, headers)
+
+    def _named(self, request: Request) -> dict[str, str]:
+        """What every answer has among its headers; for those that are no calls."""
+        return {REQUEST_ID: self._exchanges.calls.request_id(request.headers.get(REQUEST_ID, ""))}
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    """No such path, or not by this method: in the form of those whose path it is."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path[:200]
-    if error.status_code == 405:
-        message = f"{request.method} is not served for {path}; {(error.headers or {}).get('Allow', 'others')} is"
-    else:
-        message = f"{path} is not served here; served: /v1/embeddings, /embed, /v2/models/NAME/infer"
-    content: dict[str, object] = {"error": message}
+def _form_of(path: str, message: str) -> dict[str, object]:
     if path.startswith("/v1/"):
-        content = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "not_served"}}
-    return JSONResponse(content, error.status_code, error.headers)
+        return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "not_served"}}
+    if path.startswith(("/embed", "/info")):
+        return {"error": message, "error_type": "Validation"}
+    return {"error": message}
 
 
 def _silence() -> None:

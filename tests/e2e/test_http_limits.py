@@ -86,14 +86,68 @@ def test_deep_json_is_no_bug(minilm_server: RunningServer, field: str) -> None:
     assert post(minilm_server, INFER, b"{}", {"Inference-Header-Content-Length": "0" * 12 + "9" * 5000}).status == 400
 
 
-def test_a_head_is_limited_in_bytes_and_in_time(tiny_server: RunningServer) -> None:
-    for head in (b"GET /healthz HTTP/1.1\r\nx: ", b"GET /"):
-        with connected(tiny_server) as large:
+GET = b"GET /healthz HTTP/1.1\r\nhost: a\r\n"
+CHUNKED = b"POST /embed HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+
+
+@pytest.mark.parametrize("piece_bytes", [1 << 22, 5000], ids=["at once", "in pieces"])
+@pytest.mark.parametrize(
+    ("before", "repeated", "after", "status"),
+    [
+        (GET + b"x: ", b"a", b"\r\n\r\n", 200),
+        (GET, b"x: aa\r\n", b"\r\n", 200),
+        (b"GET /healthz?", b"a", b" HTTP/1.1\r\nhost: a\r\n\r\n", 200),
+        (CHUNKED, b"x: aa\r\n", b"\r\n", 400),
+    ],
+    ids=["header", "headers", "line", "trailers"],
+)
+def test_a_head_is_limited_in_bytes(
+    tiny_server: RunningServer, piece_bytes: int, before: bytes, repeated: bytes, after: bytes, status: int
+) -> None:
+    for size_bytes in (63 << 10, 66 << 10, 100 << 10, 1 << 20):
+        sent = before + repeated * (size_bytes // len(repeated)) + after
+        with connected(tiny_server) as connection:
             with suppress(ConnectionError):
-                for _ in range(64):
-                    large.sendall(head if _ == 0 else b"a" * (64 << 10))
-            with suppress(ConnectionError):
-                assert large.recv(4096).startswith(b"HTTP/1.1 431 ")
+                for start in range(0, len(sent), piece_bytes):
+                    connection.sendall(sent[start : start + piece_bytes])
+            head, _, body = connection.recv(4096).partition(b"\r\n\r\n")
+            if size_bytes < 64 << 10:
+                assert head.startswith(b"HTTP/1.1 %d " % status)
+            else:
+                assert head.startswith(b"HTTP/1.1 431 ")
+                assert b"x-request-id: " in head
+                assert json.loads(body)["error"].endswith("exceed the limit of 65536 bytes")
+                with suppress(ConnectionError):
+                    assert connection.recv(1) == b""
+
+
+def test_trailers_are_no_headers(tiny_server: RunningServer) -> None:
+    with connected(tiny_server) as connection:
+        connection.sendall(CHUNKED + b"x-request-id: mine\r\ncontent-encoding: gzip\r\n\r\n")
+        head, _, body = connection.recv(4096).partition(b"\r\n\r\n")
+    assert b"mine" not in head
+    assert json.loads(body)["error"].startswith("inputs: ")
+
+
+def test_what_is_no_http_is_said_after_what_is_due(tiny_server: RunningServer) -> None:
+    with connected(tiny_server) as connection:
+        connection.sendall(b"no http\r\n\r\n")
+        head, _, body = connection.recv(4096).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"x-request-id: " in head
+        assert json.loads(body) == {"error": "what came is no HTTP/1.1 request"}
+    body = json.dumps({"inputs": [[1, 2]]}).encode()
+    with connected(tiny_server) as connection:
+        # A length that is too small: the answer is to what it covers.
+        connection.sendall(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body + b"}}")
+        received = b""
+        while piece := connection.recv(4096):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"HTTP/1.1") == 1
+
+
+def test_a_head_is_limited_in_time(tiny_server: RunningServer) -> None:
     with connected(tiny_server) as silent, connected(tiny_server) as half:
         half.sendall(b"GET /healthz HTTP/1.1\r\nx: ")
         began_s = time.monotonic()

@@ -1,24 +1,31 @@
 """A connection over HTTP: uvicorn's, with limits on what a client may send before it asks anything, and on when."""
 
 import asyncio
+import json
+import secrets
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from harken_server.rpc.calls import REQUEST_ID
 
 TRANSPORT: Final = "harken.transport"
 """Of a request's scope: so that a connection whose client does not read can be cut."""
 
 HEAD_BYTES: Final = 64 << 10
-"""Most bytes of a request's line and headers together."""
+"""Most bytes of a request's line, headers and trailers together."""
 
 HEAD_S: Final = 10.0
 """A connection must have asked for something by then, and the headers of each later request must be complete."""
 
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: 73\r\n\r\n"
-    b'{"error": "the request line and headers exceed the limit of 65536 bytes"}'
-)
+_BETWEEN: Final = len(": \r\n")
+
+# A client that still sends hears the answer only once it listens.
+_LINGER_S: Final = 2.0
+
+
+class _HeadTooLarge(Exception):
+    """The parser ends with it."""
 
 
 class Connection(HttpToolsProtocol):
@@ -29,7 +36,10 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._in_head = True
+        # Of the message: what the parser has told, and what it may hold without having told anything since.
         self._head_bytes = 0
+        self._untold_bytes = 0
+        self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -46,26 +56,89 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol. What is larger than a request's head may be is never kept."""
+        """See asyncio.Protocol."""
+        if self._refused:
+            return
+        self._untold_bytes += len(data)
         super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+        if self._untold_bytes > HEAD_BYTES:
+            self._refuse_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser has raised."""
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse_head()
+        else:
+            self._refuse("400 Bad Request", "what came is no HTTP/1.1 request")
 
     def on_message_begin(self) -> None:
         """The parser has the first byte of a request."""
         super().on_message_begin()
         self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]  # ours, and named so
+        self._head_bytes = 0
         if not self._in_head:
-            self._in_head, self._head_bytes = True, 0
+            self._in_head = True
             self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        """The parser has a piece of the path and query. Raises _HeadTooLarge."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """The parser has a header or, after the body, a trailer: which nobody reads. Raises _HeadTooLarge."""
+        self._count(len(name) + len(value) + _BETWEEN)
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_chunk_header(self) -> None:
+        """The parser has the line before a piece of a body, or before the trailers."""
+        self._untold_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """The parser has a piece of a body."""
+        self._untold_bytes = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """The parser has all headers of a request."""
+        self._untold_bytes = 0
         self._head_is_there()
         super().on_headers_complete()
+
+    def _count(self, head_bytes: int) -> None:
+        self._untold_bytes = 0
+        self._head_bytes += head_bytes
+        if self._head_bytes > HEAD_BYTES:
+            raise _HeadTooLarge
+
+    def _refuse_head(self) -> None:
+        said = f"the request line, headers and trailers exceed the limit of {HEAD_BYTES} bytes"
+        self._refuse("431 Request Header Fields Too Large", said)
+
+    def _refuse(self, status: str, error: str) -> None:
+        """Say what is wrong with what is no request, and hear no more."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        self._head_is_there()
+        cycle = self.cycle
+        answering = cycle is not None and not cycle.response_complete
+        if answering and not cycle.more_body:
+            # What came before is fine, and is answered first; the connection ends with it.
+            cycle.keep_alive = False
+            return
+        # Within another answer nothing can be said.
+        if not (answering and (cycle.response_started or self.pipeline)):
+            content = json.dumps({"error": error})
+            head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
+            head += f"{REQUEST_ID}: {secrets.token_hex(6)}\r\nconnection: close\r\n\r\n"
+            self.transport.write((head + content).encode())
+        if answering or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_S, self.transport.abort)

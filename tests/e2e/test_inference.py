@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -28,6 +29,7 @@ from support.inference import (
     typed_ids,
 )
 from support.server import RunningServer, running_server
+from support.web import INFER, infer_request, post
 
 ROWS = [[101, 7592, 102], [101, 7592, 2088, 2003, 102], [101, 102]]
 TEXTS = ["hello", "a longer sentence than the other one", "x"]
@@ -108,6 +110,18 @@ def test_the_timeout_parameter_is_a_deadline(minilm_server: RunningServer) -> No
     assert refusal(minilm_server, request).code in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
     request.parameters["timeout"].int64_param = 10_000_000
     assert infer(minilm_server, request)["sentence_embedding"].shape == (1, 384)
+
+
+def test_a_timeout_that_has_passed_is_no_full_server_whatever_waits(minilm_models: Path) -> None:
+    request = pb.ModelInferRequest(inputs=[typed_ids([101, 102])])
+    request.parameters["timeout"].int64_param = 1
+    with running_server(minilm_models) as server, ThreadPoolExecutor() as others, Client(server.target) as client:
+        busy = [others.submit(client.encode, different(60, 500)) for _ in range(2)]
+        server.wait_until("work", lambda: server.total("harken_accepted_total") > 0)
+        assert {refusal(server, request).code for _ in range(20)} == {"DEADLINE_EXCEEDED"}
+        replies = [post(server, INFER, infer_request(parameters={"timeout": 1})) for _ in range(20)]
+        assert {replied.status for replied in replies} == {504}
+        assert not any(future.done() for future in busy)
 
 
 def test_the_priority_parameter_reaches_the_scheduler(tiny_models: Path) -> None:

@@ -217,7 +217,7 @@ class Batcher:
     def submit(self, key: ModelKey, pendings: Sequence[Pending]) -> None:
         """Accept one call's sequences, all or none; each is settled exactly once from here on.
 
-        Raises BacklogFull or DeadlineUnreachable.
+        Raises BacklogFull, DeadlineUnreachable or Expired.
         """
         served = self._models[key]
         looked = [self._look(pending) for pending in pendings] if self._results.kept else []
@@ -245,7 +245,9 @@ class Batcher:
         return pending, vectors, found_s - began_s
 
     def _accept(self, served: Served, pendings: Sequence[Pending]) -> None:
-        """Let them wait. Raises BacklogFull or DeadlineUnreachable."""
+        """Let them wait. Raises BacklogFull, DeadlineUnreachable or Expired."""
+        if pendings[0].deadline.passed(self._clock()):
+            raise Expired(pendings[0].deadline.by_cap)
         cost = served.backlog.cost
         lengths = [pending.length for pending in pendings]
         work_s = sum(cost.share_s(length) for length in lengths) * cost.scale

@@ -100,6 +100,16 @@ def test_over_http_each_protocol_says_so_in_its_own_form(server: RunningServer, 
     assert embeddings(server, {"Authorization": f"Basic {key}"}).status == 401
 
 
+def test_two_keys_in_a_call_are_none_even_if_both_are_known(server: RunningServer, keys: KeyFile) -> None:
+    for second in ("plain", "admin"):
+        both = (*keys.bearer("plain").items(), *keys.bearer(second).items())
+        with pytest.raises(grpc.RpcError) as error:
+            stub(server.target).Encode(pb.EncodeRequest(inputs=ids([1, 2, 3])), metadata=both)
+        assert refused(error.value).reason == "KEY_UNKNOWN"
+        replied = post(server, EMBEDDINGS, {"input": [1, 2, 3]}, both)
+        assert (replied.status, replied.json["error"]["code"]) == (401, "invalid_api_key")
+
+
 def test_every_method_but_those_of_health_needs_a_key(server: RunningServer) -> None:
     for method, path in (
         ("GET", "/v1/models"), ("GET", "/info"), ("GET", "/v2"), ("GET", "/v2/models/tiny"),

@@ -88,6 +88,18 @@ def test_what_is_no_name_is_refused_by_the_metadatas_name(server: RunningServer,
     assert (replied.status, replied.json["error"]["param"]) == (400, "harken-tenant")
 
 
+@pytest.mark.parametrize("second", ["one", "two", ""])
+def test_two_names_in_a_call_are_refused_by_every_edge(server: RunningServer, second: str) -> None:
+    both = (*named("one"), *named(second))
+    with pytest.raises(grpc.RpcError) as error:
+        stub(server.target).Encode(pb.EncodeRequest(inputs=ids([1])), metadata=both)
+    assert refused(error.value).fields == ("harken-tenant",)
+    assert f"is one, {second}, which is not" in refused(error.value).message
+    replied = post(server, EMBEDDINGS, {"input": [1], "model": "tiny"}, both)
+    assert (replied.status, replied.json["error"]["param"]) == (400, "harken-tenant")
+    assert f"is one, {second}, which is not" in replied.json["error"]["message"]
+
+
 def test_the_65th_tenant_shares_with_the_nameless(tiny_models: Path) -> None:
     with running_server(tiny_models, "--trust-tenants") as server:
         encoder = stub(server.target)

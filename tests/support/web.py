@@ -1,7 +1,7 @@
 """Plain HTTP calls as any client would make them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
@@ -11,6 +11,8 @@ from support.server import RunningServer
 MODEL = "all-MiniLM-L6-v2"
 EMBEDDINGS = "/v1/embeddings"
 INFER = f"/v2/models/{MODEL}/infer"
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+"""As pairs a name may come twice."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,25 @@ class Replied:
         return json.loads(self.body)
 
 
-def call(
-    server: RunningServer, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-) -> Replied:
+def call(server: RunningServer, method: str, path: str, body: Any = None, headers: Headers | None = None) -> Replied:
     """Make a request on a connection of its own; a body that is no bytes is written as JSON."""
     connection = HTTPConnection("127.0.0.1", server.http_port, timeout=30)
     try:
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection.request(method, path, raw, dict(headers or {}))
+        pairs = list(headers.items() if isinstance(headers, Mapping) else headers or ())
+        connection.putrequest(method, path, skip_host="host" in dict(pairs))
+        if raw is not None:
+            pairs.append(("content-length", str(len(raw))))
+        for name, value in pairs:
+            connection.putheader(name, value)
+        connection.endheaders(raw)
         response = connection.getresponse()
         return Replied(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
     finally:
         connection.close()
 
 
-def post(server: RunningServer, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Replied:
+def post(server: RunningServer, path: str, body: Any, headers: Headers | None = None) -> Replied:
     """POST a body."""
     return call(server, "POST", path, body, headers)
 

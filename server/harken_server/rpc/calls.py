@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -112,9 +112,13 @@ class Calls:
 
     async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do a gRPC call's work, and end it with one status."""
-        given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        digest = digest_of(given.get(AUTHORIZATION, ""))
-        call = self.begin(method, context.time_remaining(), given.get(REQUEST_ID, ""), given.get(TENANT, ""), digest)
+        metadata = context.invocation_metadata() or ()
+
+        def given(name: str) -> str:
+            return one_of([value for key, value in metadata if key == name and isinstance(value, str)])
+
+        digest = digest_of(given(AUTHORIZATION))
+        call = self.begin(method, context.time_remaining(), given(REQUEST_ID), given(TENANT), digest)
         named = ((REQUEST_ID, call.request_id),)
         # Not when the handler returns: its answer is on its way only then.
         when_done(context, self.ended)
@@ -254,6 +258,11 @@ class Calls:
         self.metrics.requests.labels(call.model, call.method, code.name).inc()
         if code is not grpc.StatusCode.OK:
             self.failed(call.statistics, call.received_s)
+
+
+def one_of(values: Sequence[str]) -> str:
+    """What metadata, or headers, have under a name. Several are one with a space in it, so that none passes for all."""
+    return ", ".join(values)
 
 
 def when_done(context: Context, act: Callable[[], None]) -> None:

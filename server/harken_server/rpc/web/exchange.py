@@ -26,7 +26,7 @@ from harken_server.errors import (
     UnknownName,
 )
 from harken_server.rpc.api_keys import AUTHORIZATION, digest_of
-from harken_server.rpc.calls import REQUEST_ID, Call, Calls, Refused
+from harken_server.rpc.calls import REQUEST_ID, Call, Calls, Refused, one_of
 from harken_server.rpc.status import Answer
 from harken_server.rpc.tenants import TENANT
 from harken_server.rpc.web.connection import TRANSPORT
@@ -107,9 +107,8 @@ class Exchanges:
 
     async def answer(self, request: Request, method: str, form: Form, work: Work) -> ASGIApp:
         """Read the body, do the work, and say how it ended. The work is cancelled if the client goes away."""
-        given = request.headers
-        digest = digest_of(given.get(AUTHORIZATION, ""))
-        call = self.calls.begin(method, None, given.get(REQUEST_ID, ""), given.get(TENANT, ""), digest)
+        digest = digest_of(given(request, AUTHORIZATION))
+        call = self.calls.begin(method, None, given(request, REQUEST_ID), given(request, TENANT), digest)
         reply: Reply | None = None
 
         async def read_and_work(call: Call) -> Reply:
@@ -198,6 +197,11 @@ class Exchanges:
             await _discard(request)
             raise InvalidRequest((TooManyBytes("", size_bytes, limit_bytes),))
         return b"".join(chunks)
+
+
+def given(request: Request, name: str) -> str:
+    """The value of a header, empty if it is not there. Of several see `one_of`."""
+    return one_of(request.headers.getlist(name))
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

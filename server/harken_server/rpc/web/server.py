@@ -20,7 +20,7 @@ from harken_server.execution.control import Control
 from harken_server.rpc.calls import REQUEST_ID
 from harken_server.rpc.web.connection import Connection
 from harken_server.rpc.web.embed import Embed
-from harken_server.rpc.web.exchange import Exchanges
+from harken_server.rpc.web.exchange import Exchanges, given
 from harken_server.rpc.web.oip import Oip
 from harken_server.rpc.web.openai import OpenAi
 from harken_server.settings import Settings
@@ -146,7 +146,7 @@ class Web:
 
     def _named(self, request: Request) -> dict[str, str]:
         """What every answer has among its headers; for those that are no calls."""
-        return {REQUEST_ID: self._exchanges.calls.request_id(request.headers.get(REQUEST_ID, ""))}
+        return {REQUEST_ID: self._exchanges.calls.request_id(given(request, REQUEST_ID))}
 
 
 def _form_of(path: str, message: str) -> dict[str, object]:

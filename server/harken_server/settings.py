@@ -142,7 +142,8 @@ class Settings(BaseSettings):
     )
     tenant_weights: str = Field(
         "",
-        description="How large the tenants' shares are, as NAME=WEIGHT,NAME=WEIGHT; all others have weight 1.",
+        description="How large the tenants' shares are, as NAME=WEIGHT,NAME=WEIGHT; all others have weight 1. "
+        "These names take places of the 64 that have shares of their own.",
     )
     share_identical: bool = Field(
         True,
@@ -322,7 +323,7 @@ def _weights(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for entry in filter(None, text.split(",")):
         name, _, weight = entry.strip().rpartition("=")
-        if not re.fullmatch(r"[!-~]{1,64}", name) or name in weights:
+        if not re.fullmatch(r"[!-~]{1,64}", name) or "=" in name or name in weights:
             raise ValueError(f"each entry is NAME=WEIGHT, each name given once, which {entry.strip()!r} is not")
         try:
             weights[name] = float(weight)

@@ -101,13 +101,15 @@ def test_two_names_in_a_call_are_refused_by_every_edge(server: RunningServer, se
 
 
 def test_the_65th_tenant_shares_with_the_nameless(tiny_models: Path) -> None:
-    with running_server(tiny_models, "--trust-tenants") as server:
+    with running_server(tiny_models, "--trust-tenants", "--tenant-weights", "t68=2,never=1") as server:
         encoder = stub(server.target)
         for number in range(70):
             encoder.Encode(pb.EncodeRequest(inputs=ids([5] * 10)), metadata=named(f"t{number}"))
         labels = [sample for sample in server.metrics() if sample.startswith("harken_tenant_tokens_total")]
-        assert len(labels) == 65
-        assert tokens_of(server, "") == 60.0
+        # Those with weights have places whether they come or not: 62 more are left.
+        assert len(labels) == 64
+        assert tokens_of(server, "t68") == 10.0
+        assert tokens_of(server, "") == 70.0
         assert any(line["event"] == "later tenants have no shares of their own" for line in server.log)
 
 

@@ -118,6 +118,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         ("a=1,a=2", "each entry is NAME=WEIGHT, each name given once, which 'a=2' is not"),
         ("a", "each entry is NAME=WEIGHT, each name given once, which 'a' is not"),
         ("two words=1", "each entry is NAME=WEIGHT, each name given once, which 'two words=1' is not"),
+        ("b=1,a=1=2", "each entry is NAME=WEIGHT, each name given once, which 'a=1=2' is not"),
         ("a=much", "the weight of a is a number, not 'much'"),
         ("a=0", "the weight of a is between 0.001 and 1000, not 0"),
         ("a=nan", "the weight of a is between 0.001 and 1000, not nan"),

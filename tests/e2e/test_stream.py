@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from harken.v1 import encoder_pb2 as pb
 from harken.v1 import encoder_pb2_grpc
-from support.calls import ids, refused, refused_result, stub, text, vector
+from support.calls import Refused, ids, refused, refused_result, stub, text, vector
 from support.server import RunningServer, running_server
 
 STREAM = "/harken.v1.Encoder/EncodeStream"
@@ -36,6 +36,19 @@ async def answers_of(server: RunningServer, *messages: pb.EncodeStreamRequest | 
         answers = [pb.EncodeStreamResponse.FromString(raw) async for raw in call]
         assert await call.code() is grpc.StatusCode.OK
         return answers
+
+
+async def answered_and_refused(call: Any) -> tuple[int, Refused]:
+    """How many vectors come before the stream ends as it should not if it were complete."""
+    answered = 0
+    try:
+        while (raw := await call.read()) is not grpc.aio.EOF:
+            answer = pb.EncodeStreamResponse.FromString(raw)
+            assert answer.result.HasField("embedding"), answer.result.error
+            answered += 1
+    except grpc.aio.AioRpcError as error:
+        return answered, refused(error)
+    pytest.fail("the stream ended as if it were complete")
 
 
 async def test_every_input_is_answered_once_by_id_and_equals_encode(minilm_server: RunningServer) -> None:
@@ -225,15 +238,7 @@ async def test_a_stream_in_a_drain_answers_what_was_read_and_ends_as_unavailable
                 await call.write(given(str(index), *ids([101] * 100)).SerializeToString())
             await asyncio.to_thread(server.wait_until, "work", lambda: server.total("harken_accepted_total") > 0)
             server.terminate()
-            answered = 0
-            try:
-                while (raw := await call.read()) is not grpc.aio.EOF:
-                    answer = pb.EncodeStreamResponse.FromString(raw)
-                    assert answer.result.HasField("embedding"), answer.result.error
-                    answered += 1
-                pytest.fail("the stream ended as if it were complete")
-            except grpc.aio.AioRpcError as error:
-                draining = refused(error)
+            answered, draining = await answered_and_refused(call)
             assert (draining.code, draining.reason) == ("UNAVAILABLE", "SERVER_DRAINING")
             assert draining.retry_after_s is not None
             assert answered > 0
@@ -248,15 +253,7 @@ async def test_a_stream_as_old_as_a_connection_may_be_answers_what_was_read_and_
             call = open_stream(channel, timeout_s=60)
             for index in range(250):
                 await call.write(given(str(index), *ids([101] * 100)).SerializeToString())
-            answered = 0
-            try:
-                while (raw := await call.read()) is not grpc.aio.EOF:
-                    answer = pb.EncodeStreamResponse.FromString(raw)
-                    assert answer.result.HasField("embedding"), answer.result.error
-                    answered += 1
-                pytest.fail("the stream ended as if it were complete")
-            except grpc.aio.AioRpcError as error:
-                old = refused(error)
+            answered, old = await answered_and_refused(call)
             assert (old.code, old.reason, old.retry_after_s, old.pushback_ms) == (
                 "UNAVAILABLE", "STREAM_TOO_OLD", 0.0, "1",
             )  # fmt: skip

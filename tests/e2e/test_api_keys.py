@@ -110,12 +110,18 @@ def test_two_keys_in_a_call_are_none_even_if_both_are_known(server: RunningServe
         assert (replied.status, replied.json["error"]["code"]) == (401, "invalid_api_key")
 
 
-def test_every_method_but_those_of_health_needs_a_key(server: RunningServer) -> None:
+def test_every_method_but_those_of_health_needs_a_key(server: RunningServer, keys: KeyFile) -> None:
     for method, path in (
-        ("GET", "/v1/models"), ("GET", "/info"), ("GET", "/v2"), ("GET", "/v2/models/tiny"),
-        ("GET", "/v2/models/stats"), ("POST", "/v2/repository/index"), ("POST", "/v2/repository/models/tiny/unload"),
+        ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("GET", "/info"), ("GET", "/v2"), ("GET", "/v2/models/tiny"),
+        ("GET", "/v2/models/tiny/versions/1"), ("GET", "/v2/models/tiny/ready"), ("GET", "/v2/models/tiny/config"),
+        ("GET", "/v2/models/tiny/stats"), ("GET", "/v2/models/stats"), ("POST", "/v2/models/tiny/versions/1/infer"),
+        ("POST", "/v2/repository/index"), ("POST", "/v2/repository/models/tiny/load"),
+        ("POST", "/v2/repository/models/tiny/unload"),
     ):  # fmt: skip
         assert call(server, method, path).status == 401, path
+        # Names and shapes can be read with any key, whatever it may compute with.
+        if method == "GET":
+            assert call(server, method, path, headers=keys.bearer("elsewhere")).status == 200, path
     for path in ("/healthz", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"):
         assert call(server, "GET", path).status == 200, path
     encoder = stub(server.target)
@@ -136,6 +142,21 @@ def test_a_model_that_a_key_may_not_use_is_permission_denied(server: RunningServ
     assert refusal.message == "the key 'elsewhere' may not use the model 'tiny'"
     replied = embeddings(server, keys.bearer("elsewhere"))
     assert (replied.status, replied.json["error"]["code"]) == (403, "model_forbidden")
+
+
+def test_over_http_each_protocol_says_in_its_own_form_what_a_key_may_not(server: RunningServer, keys: KeyFile) -> None:
+    message = "the key 'elsewhere' may not use the model 'tiny'"
+    openai = {"message": message, "type": "invalid_request_error", "param": None, "code": "model_forbidden"}
+    tensor = {"name": "input_ids", "datatype": "INT64", "shape": [1, 2], "data": [1, 2]}
+    for path, body, said in (
+        (EMBEDDINGS, {"input": [1, 2]}, {"error": openai}),
+        ("/embed", {"inputs": [1, 2]}, {"error": message, "error_type": "Validation"}),
+        ("/v2/models/tiny/infer", {"inputs": [tensor]}, {"error": message}),
+    ):
+        replied = post(server, path, body, keys.bearer("elsewhere"))
+        assert (replied.status, replied.json) == (403, said)
+        assert replied.headers["x-should-retry"] == "false"
+        assert "www-authenticate" not in replied.headers
 
 
 def test_what_operators_do_needs_an_admins_key(server: RunningServer, keys: KeyFile) -> None:

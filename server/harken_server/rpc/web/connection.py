@@ -16,7 +16,8 @@ HEAD_BYTES: Final = 64 << 10
 """Most bytes of a request's line, headers and trailers together."""
 
 HEAD_S: Final = 10.0
-"""A connection must have asked for something by then, and the headers of each later request must be complete."""
+"""A connection must have asked for something by then, and the headers of each later request must be complete; so must
+a body that was answered before it was."""
 
 _BETWEEN: Final = len(": \r\n")
 
@@ -105,6 +106,18 @@ class Connection(HttpToolsProtocol):
         self._untold_bytes = 0
         self._head_is_there()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The parser has all of a request."""
+        self._head_is_there()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer has been handed to the transport."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+            # Answered before its body was there, and nobody waits for the rest: it has as long as the next head.
+            self._await_head()
 
     def _count(self, head_bytes: int) -> None:
         self._untold_bytes = 0

@@ -42,10 +42,11 @@ from harken_server.rpc.tenants import Tenants
 from harken_server.rpc.web.exchange import Exchanges
 from harken_server.rpc.web.server import Web
 from harken_server.scheduling.admission import Capacity
-from harken_server.service import Limits, Service
+from harken_server.service import Service
 from harken_server.settings import BadSettings, Settings, load
 from harken_server.telemetry import logs
 from harken_server.telemetry.metrics import Metrics
+from harken_server.values import Limits
 
 log = structlog.get_logger()
 

@@ -19,9 +19,9 @@ from harken_server.rpc.status import Answer, answer, bug
 from harken_server.rpc.tenants import TENANT, Tenants
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import ANYBODY, Tenant
-from harken_server.service import NO_LIMITS, Account, Answers
 from harken_server.telemetry.metrics import Metrics
 from harken_server.telemetry.statistics import Statistics
+from harken_server.values import NO_LIMITS, Account, Answers
 
 log = structlog.get_logger()
 

@@ -23,7 +23,7 @@ from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call
 from harken_server.rpc.status import answer
 from harken_server.scheduling.waiting import Priority
-from harken_server.service import Answer, Chunks, Input, Options, TokenIds, Truncate
+from harken_server.values import Answer, Chunks, Input, Options, TokenIds, Truncate
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ from harken_server.errors import BadValue, InvalidRequest, Missing, NoContent, P
 from harken_server.execution.engine import SENTENCE
 from harken_server.models.repository import Model
 from harken_server.rpc.convert import check_options
-from harken_server.service import Answers, Options
+from harken_server.values import Answers, Options
 
 _FLOATS: Final = (encoder_pb2.DATA_TYPE_UNSPECIFIED, encoder_pb2.DATA_TYPE_FLOAT32)
 _LEAST_NORM: Final = 1e-12

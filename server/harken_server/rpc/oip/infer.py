@@ -32,7 +32,8 @@ from harken_server.rpc.oip.values import InputTensor, OutputTensor, Parameter, R
 from harken_server.rpc.stream import MOST_ID_BYTES
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import Priority
-from harken_server.service import MAX_PROBLEMS, Answers, Input, Options, Service, TokenIds
+from harken_server.service import Service
+from harken_server.values import MAX_PROBLEMS, Answers, Input, Options, TokenIds
 
 INPUT_IDS: Final = "input_ids"
 ATTENTION_MASK: Final = "attention_mask"

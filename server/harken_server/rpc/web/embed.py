@@ -12,8 +12,8 @@ from harken_server.rpc.calls import Call
 from harken_server.rpc.status import Answer
 from harken_server.rpc.web.exchange import Exchanges, Reply, parse_json, shown, to_json, unknown_names
 from harken_server.rpc.web.inputs import encode, values_of
-from harken_server.service import Truncate
 from harken_server.settings import Settings
+from harken_server.values import Truncate
 
 _FIELDS: Final = ("inputs", "truncate", "normalize", "truncation_direction", "dimensions")
 _DIRECTIONS: Final = ("right", "left")

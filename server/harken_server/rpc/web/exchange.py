@@ -30,7 +30,8 @@ from harken_server.rpc.calls import REQUEST_ID, Call, Calls, Refused, one_of
 from harken_server.rpc.status import Answer
 from harken_server.rpc.tenants import TENANT
 from harken_server.rpc.web.connection import TRANSPORT
-from harken_server.service import MAX_PROBLEMS, Answers, Service
+from harken_server.service import Service
+from harken_server.values import MAX_PROBLEMS, Answers
 
 JSON: Final = "application/json"
 

@@ -14,7 +14,7 @@ from harken_server.rpc.calls import Call
 from harken_server.rpc.fields import without_kinds
 from harken_server.rpc.web.exchange import Exchanges, shown
 from harken_server.scheduling.waiting import Priority
-from harken_server.service import Answers, Input, Options, TokenIds, Truncate
+from harken_server.values import Answers, Input, Options, TokenIds, Truncate
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,12 +63,12 @@ def exactly_once(tiny: Path, folder: Path, requests: int, seed: int) -> Row:
     )  # fmt: skip
 
 
-def crash(tiny: Path, folder: Path, times: int) -> Row:
+def crash(models: Path, folder: Path, times: int, model: str) -> Row:
     """Callers get through although the process dies."""
-    seen = crashes(tiny, folder, times, between_s=1.0)
+    seen = crashes(models, folder, times, between_s=1.0)
     recovery = f"ready {max(seen.ready_s):.1f} s after the kill"
     return Row(
-        "a crash", f"{seen.answered:,} calls", f"{times} SIGKILL", len(seen.failed), seen.wrong, recovery,
+        f"a crash, {model}", f"{seen.answered:,} calls", f"{times} SIGKILL", len(seen.failed), seen.wrong, recovery,
         tuple(seen.failed[:5]),
     )  # fmt: skip
 
@@ -120,9 +120,10 @@ def rows(models: Path, folder: Path, short: bool, seed: int) -> Iterator[Row]:
     tiny = folder / "tiny"
     export_bundle("random", "--models", str(tiny), *TINY)
     yield exactly_once(tiny, folder, 3_000 if short else 100_000, seed)
-    yield crash(tiny, folder, 1 if short else 10)
+    yield crash(tiny, folder, 1 if short else 10, "a small model")
     yield drains(tiny, folder, 2 if short else 5)
     if not short:
+        yield crash(models, folder, 3, "the real model")
         yield swapped(models, folder, count=100, every_s=4.0)
         yield overloaded(models, folder, duration_s=300.0, probe_s=10.0)
 

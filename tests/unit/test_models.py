@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Encoding
 from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+SEEDS = Path(__file__).parents[1] / "fuzz" / "seeds" / "tokenizer"
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +129,48 @@ def test_a_file_that_is_no_tokenizer_is_refused() -> None:
         Tokenizer(b"{}", 512, 30522)
 
 
+def word_level(words: dict[str, int], post_processor: Any = None, unknown: str = "a") -> bytes:
+    """A tokenizer.json of these words."""
+    made = HuggingFaceTokenizer(WordLevel(words, unk_token=unknown))
+    made.pre_tokenizer = Whitespace()
+    if post_processor is not None:
+        made.post_processor = post_processor
+    return made.to_str().encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # Two ids in all, and one of them is too high.
+        (word_level({"a": 0, "b": 1000}), "has the id 1000, but the model knows 0 to 999"),
+        (
+            word_level({"a": 0}, TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 5000)])),
+            "has the id 5000, but the model knows 0 to 999",
+        ),
+        (word_level({"b": 0}), "Missing .* token from the vocabulary"),
+        (
+            word_level({"a": 0}, TemplateProcessing(single="a a $A a a", special_tokens=[("a", 0)])),
+            "adds 4 tokens, and the model takes 4 in all",
+        ),
+        ((SEEDS / "panics_when_read").read_bytes(), "range end index 6 out of range"),
+    ],
+    ids=["id", "special id", "unknown", "no room", "panic"],
+)
+def test_a_tokenizer_that_cannot_serve_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        Tokenizer(content, 4, 1000)
+
+
+def test_a_pooling_that_is_not_known_is_refused(tiny_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_models / "tiny", tmp_path / "tiny")
+    manifest = tmp_path / "tiny" / "1" / "bundle.json"
+    manifest.write_text(manifest.read_text().replace('"mean"', '"sum"'))
+    with pytest.raises(BundleError, match="pooling 'sum' is none of mean, cls, max"):
+        read_bundle(Found(tmp_path / "tiny" / "1", "tiny", 1))
+
+
 def test_a_tokenizer_of_more_ids_than_the_model_knows_is_refused(content: bytes) -> None:
-    with pytest.raises(BundleError, match="has 30522 ids, but the model knows 30521"):
+    with pytest.raises(BundleError, match="has the id 30521, but the model knows 0 to 30520"):
         Tokenizer(content, 512, 30521)
 
 

@@ -18,6 +18,7 @@ TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = 1
 ARCHITECTURE: Final = "bert"
 PRECISIONS: Final = ("fp32", "fp16", "int8")
+POOLINGS: Final = ("mean", "cls", "max")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _MANIFEST_LIMIT_BYTES: Final = 4 << 20
@@ -133,8 +134,7 @@ def _check_manifest(found: Found, manifest: bundle_pb2.Bundle) -> None:
         raise BundleError(
             f"{where}: architecture {manifest.architecture!r} is not known to this server ({ARCHITECTURE} is)"
         )
-    if manifest.precision not in PRECISIONS:
-        raise BundleError(f"{where}: precision {manifest.precision!r} is none of {', '.join(PRECISIONS)}")
+    _check_kinds(where, manifest)
     names = [file.name for file in manifest.files]
     for name in names:
         if not NAME.fullmatch(name):
@@ -152,6 +152,12 @@ def _check_manifest(found: Found, manifest: bundle_pb2.Bundle) -> None:
         raise BundleError(f"{where}: inputs are {sorted(inputs)}, not input_ids and attention_mask")
     if not {"sentence_embedding", "token_embeddings"} <= outputs:
         raise BundleError(f"{where}: outputs are {sorted(outputs)}, without sentence_embedding and token_embeddings")
+
+
+def _check_kinds(where: Path, manifest: bundle_pb2.Bundle) -> None:
+    for field, known in (("precision", PRECISIONS), ("pooling", POOLINGS)):
+        if getattr(manifest, field) not in known:
+            raise BundleError(f"{where}: {field} {getattr(manifest, field)!r} is none of {', '.join(known)}")
 
 
 def _read_hashed(folder: Path, file: bundle_pb2.BundleFile) -> bytes:

@@ -1,6 +1,7 @@
 """Text to token ids, off the event loop, with a bound on the work that one text can cause."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -19,6 +20,8 @@ _CHARACTERS_PER_TOKEN: Final = 16
 # WordPiece looks at one word at a time, and makes a word of over 100 characters one unknown token: a cut
 # can change no token but the last 100.
 _DISTURBED_TOKENS: Final = 128
+# Characters that hardly any vocabulary has.
+_UNKNOWN: Final = "a \u0378 \u1e9e \U0001f9ff\U0002fa1d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +68,30 @@ class Tokenizer:
     """The tokenizer of one bundle. Calls release the GIL and may come from several threads."""
 
     def __init__(self, content: bytes, max_length: int, vocab_size: int) -> None:
-        """`content`: a tokenizer.json. Raises BundleError if it is none, or one of more ids than the model knows."""
+        """`content`: a tokenizer.json.
+
+        Raises BundleError if it is none, fails on a text, makes ids that the model does not know, or leaves no room
+        beside its special tokens.
+        """
         try:
-            tokenizer = HuggingFaceTokenizer.from_buffer(content)
+            with _no_panic():
+                tokenizer = HuggingFaceTokenizer.from_buffer(content)
+                tokenizer.no_padding()
+                tokenizer.no_truncation()
+                # One that has no id for what it does not know is found out by a text only.
+                tried = tokenizer.encode(_UNKNOWN)
         except Exception as error:
             raise BundleError(f"tokenizer.json: {error}") from error
-        if tokenizer.get_vocab_size() > vocab_size:
-            raise BundleError(f"tokenizer.json: has {tokenizer.get_vocab_size()} ids, but the model knows {vocab_size}")
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+        # The post-processor's special tokens have ids of their own, which need not stand in the vocabulary.
+        highest = max((*tokenizer.get_vocab().values(), *tried.ids), default=0)
+        if highest >= vocab_size:
+            raise BundleError(f"tokenizer.json: has the id {highest}, but the model knows 0 to {vocab_size - 1}")
         self._tokenizer: Final = tokenizer
         self._special: Final = tokenizer.num_special_tokens_to_add(is_pair=False)
         self.most_text_tokens: Final = max_length - self._special
         """Of a text, beside the special tokens."""
+        if self.most_text_tokens < 1:
+            raise BundleError(f"tokenizer.json: adds {self._special} tokens, and the model takes {max_length} in all")
         self._enough_characters: Final = max_length * _CHARACTERS_PER_TOKEN
         self._enough_tokens: Final = max_length + _DISTURBED_TOKENS
 
@@ -113,7 +127,8 @@ class Tokenizer:
 
     def _whole(self, text: str, begins: int, places: bool) -> "_Whole":
         """`begins`: where this text begins in the one that its places are of."""
-        encoding = self._tokenizer.encode(text)
+        with _no_panic():
+            encoding = self._tokenizer.encode(text)
         mask = encoding.special_tokens_mask
         special = min(self._special, len(mask))
         # How many of the special tokens stand before the text.
@@ -123,6 +138,17 @@ class Tokenizer:
             found = np.array(encoding.offsets, np.uint32).reshape(-1, 2)
             found[head : len(mask) - (special - head)] += begins
         return _Whole(np.array(encoding.ids, np.int64), found, head, special - head)
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """A panic in Rust is no Exception, and would end more than its call; nor can its type be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise RuntimeError(str(error)) from error
+        raise
 
 
 @dataclass(frozen=True, slots=True)

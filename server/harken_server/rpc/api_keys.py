@@ -23,6 +23,8 @@ SETTING: Final = "api_keys"
 _LEAST_CHARACTERS: Final = 22
 # Calls end within milliseconds; when one will, nobody knows.
 _IN_FLIGHT_RETRY_S: Final = 0.1
+# Beyond any limit; a float still holds it.
+_MOST: Final = 1 << 53
 
 _Name = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
 
@@ -40,8 +42,8 @@ class ApiKey(BaseModel):
     """Of its tenant."""
     models: Annotated[list[str], Field(min_length=1)] | None = None
     """None: all."""
-    requests_in_flight: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_s: Annotated[int, Field(ge=1)] | None = None
+    requests_in_flight: Annotated[int, Field(ge=1, le=_MOST)] | None = None
+    tokens_per_s: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     admin: bool = False
 
 
@@ -156,7 +158,8 @@ def _parse(content: bytes, where: str) -> list[ApiKey]:
         raise BadFile(f"{where}: {_sentence(error.errors()[0])}") from None
     except UnicodeDecodeError:
         raise BadFile(f"{where}: is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    # tomllib lets numbers of too many digits, and tables too deep for it, fail by errors that are not its own.
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"{where}: is no TOML: {error}") from None
     for name, values in (("name", [key.name for key in keys]), ("sha256", [key.sha256 for key in keys])):
         twice = next((index for index, value in enumerate(values) if value in values[:index]), None)
@@ -167,9 +170,15 @@ def _parse(content: bytes, where: str) -> list[ApiKey]:
 
 def _sentence(problem: ErrorDetails) -> str:
     """Without the value but where it is a number: somebody may have put a key where its digest belongs."""
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{_name(part)}" for part in problem["loc"]).lstrip(".")
     value = problem["input"]
-    return f"{place}: {problem['msg']}" + (f", not {value}" if isinstance(value, int | float) else "")
+    shown = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _MOST)
+    return f"{place}: {problem['msg']}" + (f", not {value}" if shown else "")
+
+
+def _name(part: str) -> str:
+    """On one line: a name that is none of ours may be any text."""
+    return part if part.isidentifier() else repr(part)
 
 
 def _tenants(keys: list[ApiKey], where: str) -> Tenants:

@@ -1,0 +1,34 @@
+"""A file of keys that is not right is BadFile, whatever is wrong: anything else would end whoever follows the file."""
+
+from pathlib import Path
+
+import pytest
+from harken_server.rpc.api_keys import SETTING, ApiKeys
+from harken_server.rpc.files import BadFile
+
+ONE = f'[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a = " + "[" * 2000, "is no TOML: maximum recursion depth exceeded"),
+        (f"{ONE}tokens_per_s = {'9' * 5000}", "is no TOML: Exceeds the limit"),
+        (f"{ONE}tokens_per_s = {'9' * 400}", "keys[0].tokens_per_s: Input should be less than or equal to"),
+        (f"{ONE}admin = 0x{'f' * 5000}", "keys[0].admin: Input should be a valid boolean"),
+        (f'{ONE}"a\\nb" = 1', "keys[0].'a\\nb': Extra inputs are not permitted, not 1"),
+    ],
+    ids=["nested", "digits", "over a float", "hexadecimal", "two lines"],
+)
+def test_a_file_beyond_what_its_parser_takes_is_one_line_and_changes_nothing(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(ONE)
+    keys = ApiKeys(str(path), lambda: 0.0)
+    before = keys.find("0" * 64)
+    with pytest.raises(BadFile) as error:
+        keys.use({SETTING: content.encode()})
+    assert str(error.value).startswith(f"api_keys: {path}: {message}")
+    assert len(str(error.value).splitlines()) == 1
+    assert keys.find("0" * 64) is before

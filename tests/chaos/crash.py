@@ -31,7 +31,8 @@ def crashes(models: Path, state: Path, times: int, between_s: float) -> Crashes:
     with ExitStack() as servers:
         start = _starter(servers, models, state)
         server = start(0)
-        with Client(server.target) as client:
+        # A restart takes longer than attempts that follow one another.
+        with Client(server.target, wait_for_ready=True) as client:
             expected = client.encode([[5, 6, 7, 8]])
 
             def ask() -> None:

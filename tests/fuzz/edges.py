@@ -28,10 +28,11 @@ from harken_server.rpc.tenants import Tenants
 from harken_server.rpc.web.exchange import Exchanges
 from harken_server.rpc.web.server import Web
 from harken_server.scheduling.memory import MemoryModel
-from harken_server.service import Limits, Service
+from harken_server.service import Service
 from harken_server.settings import load
 from harken_server.telemetry.metrics import Metrics
 from harken_server.telemetry.statistics import Statistics
+from harken_server.values import Limits
 from structlog.processors import format_exc_info
 from structlog.testing import capture_logs
 

@@ -139,6 +139,9 @@ class _Transport(asyncio.Transport):
     def write(self, data: Any) -> None:
         self.written.extend(data)
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def is_closing(self) -> bool:
         return self._closing
 

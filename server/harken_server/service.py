@@ -186,10 +186,9 @@ class Service:
         except (asyncio.CancelledError, TimeoutError) as left:
             # By gRPC when the caller's deadline passes, or by a caller that went away; or by our own timer.
             expired = isinstance(left, TimeoutError) or deadline.explains_cancel(self._clock())
-            outcome = Expired(deadline.by_cap) if expired else Abandoned()
-            self._batcher.withdraw(model.key, pendings, outcome)
+            self._batcher.withdraw(model.key, pendings, Expired(deadline.by_cap) if expired else Abandoned())
             if isinstance(left, TimeoutError):
-                raise outcome from None
+                raise Expired(deadline.by_cap) from None
             raise
         finally:
             timer.cancel()

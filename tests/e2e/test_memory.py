@@ -1,6 +1,7 @@
 """Memory on a real server: a burst gives back what it took, and an allocation that fails costs nobody their answer."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
 from harken.v1 import encoder_pb2 as pb
-from support.calls import Refused, ids, refused_result, stub, vector
+from support.calls import Refused, ids, refused_result, stub, text, vector
 from support.server import RunningServer, running_server
 
 MIB = 1 << 20
@@ -56,6 +58,29 @@ def test_a_burst_of_long_sequences_gives_back_what_it_took(minilm_models: Path) 
         encoder.Encode(pb.EncodeRequest(inputs=ids(*rows([512] * 20)), options=token_vectors))
         assert server.total("harken_memory_bytes", kind="rss_peak") > 1.15 * before
         server.wait_until("memory to go back", lambda: rss(server) < 1.15 * before)
+
+
+def test_what_a_call_held_goes_with_it_and_not_only_when_the_collector_comes(
+    minilm_models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import gc; gc.disable()")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    vectors = pb.EncodeRequest(inputs=ids([101] * 300), options=pb.EncodeOptions(output=pb.OUTPUT_TOKENS))
+    bad = pb.EncodeRequest(inputs=text(*["a" * 100_000] * 10, ""))
+    with running_server(minilm_models, environment={"PYTHONPATH": path}) as server:
+        encoder = stub(server.target)
+
+        def calls(count: int) -> None:
+            for _ in range(count):
+                encoder.Encode(vectors)
+                with pytest.raises(grpc.RpcError):
+                    encoder.Encode(bad)
+
+        calls(5)
+        before = rss(server)
+        # The answers have 0.5 MB each, the refused requests 1 MB.
+        calls(60)
+        assert rss(server) - before < 30 * MIB
 
 
 def test_measured_peaks_are_kept_and_a_file_without_them_gets_them(minilm_models: Path, tmp_path: Path) -> None:

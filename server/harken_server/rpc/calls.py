@@ -128,9 +128,14 @@ class Calls:
             return await self.run(call, work)
         except Refused as refused:
             said = refused.answer
-            if self._parking is not None:
-                await self._parking.wait()
+        if self._parking is not None:
+            await self._parking.wait()
+        try:
             await context.abort(said.code, said.status.message, (*said.trailers(context.time_remaining()), *named))
+        except grpc.aio.AbortError as aborted:
+            # gRPC keeps it with the call, and its frames hold the call: request and all would wait for the collector.
+            asyncio.get_running_loop().call_soon(aborted.with_traceback, None)
+            raise
         raise AssertionError("abort raises")
 
     def begin(self, method: str, remaining_s: float | None, request_id: str, tenant: str, digest: str) -> Call:
@@ -164,7 +169,8 @@ class Calls:
             self.rejected(call.model, refusal, refused.reason)
             # Counted now: a client that never reads keeps the status from leaving until it goes away.
             self._count(call, refused.code)
-            raise Refused(refused) from refusal
+            _forget_frames(refusal)
+            raise Refused(refused) from None
         except asyncio.CancelledError:
             # gRPC cancels the handler both when the caller goes away and when the deadline passes.
             expired = call.deadline.explains_cancel(self.clock())
@@ -265,7 +271,17 @@ def one_of(values: Sequence[str]) -> str:
     return ", ".join(values)
 
 
+def _forget_frames(error: BaseException | None) -> None:
+    """Of an error that is told, and what it came from: they hold the request, and its model, maybe in a cycle."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
 def when_done(context: Context, act: Callable[[], None]) -> None:
-    """Once the call is over: its answer has left, or nobody is there to take it."""
+    """Once the call is over: its answer has left, or nobody is there to take it.
+
+    gRPC keeps `act` in a cycle with the call, until the next collection: it shall hold little.
+    """
     callback: Any = lambda _: act()  # noqa: E731 - the stubs give the callback a type that no function has
     context.add_done_callback(callback)

@@ -1,6 +1,7 @@
 """The service harken.v1.Encoder."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 import grpc
@@ -61,7 +62,7 @@ class Encoder:
             ]
             started_s = self._calls.clock()
             answers = await self._service.encode(model, options, given, names, call.deadline, started_s)
-            when_done(context, lambda: self._service.sent(answers.size_bytes))
+            when_done(context, partial(self._service.sent, answers.size_bytes))
             response = encoder_pb2.EncodeResponse(
                 model=call.model,
                 version=answers.model.manifest.version,
@@ -90,7 +91,7 @@ class Encoder:
                 for message, name in zip([request.query, *request.candidates], names, strict=True)
             ]
             answers = await self._service.encode(model, options, given, names, call.deadline, self._calls.clock())
-            when_done(context, lambda: self._service.sent(answers.size_bytes))
+            when_done(context, partial(self._service.sent, answers.size_bytes))
             response = encoder_pb2.SimilarityResponse(model=call.model, version=model.manifest.version)
             for index, score in best_matches(answers, request.top_k):
                 response.matches.add(index=index, score=score)

@@ -1,6 +1,7 @@
 """The service inference.GRPCInferenceService: the Open Inference Protocol over gRPC, with what Triton's clients ask."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -69,7 +70,7 @@ class Inference:
             self._calls.found(call, model)
             started_s = self._calls.clock()
             response, answers = await infer(self._service, request_of(message), model, call, call.deadline, started_s)
-            when_done(context, lambda: self._service.sent(answers.size_bytes))
+            when_done(context, partial(self._service.sent, answers.size_bytes))
             answer = message_of(response)
             self._calls.answered(call, call.received_s, answers)
             return answer.SerializeToString()

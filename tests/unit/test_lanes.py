@@ -270,3 +270,26 @@ async def test_each_narrow_lane_runs_its_own_session_and_idle_ones_all_shrink(mo
     assert sorted(ran) == [[(1,)], [(2,)]]
     for lane in lanes:
         lane.stop()
+
+
+async def test_what_a_retired_version_leaves_is_given_back_though_nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harken_server.execution.batcher._IDLE_S", 0.0)
+    clock = ticks().__next__
+    metrics = Metrics()
+    batcher = Batcher(Capacity(10, 100), metrics, History(0), Results(0), clock, lambda error: pytest.fail(repr(error)))
+    runners = {version: FakeRunner() for version in (1, 2)}
+    for version, runner in runners.items():
+        backlog: Backlog[Pending] = Backlog(CostSurface({(1, 1): 8.0}), MemoryModel(1, 1))
+        batcher.serve(("m", version), Served([runner], None, backlog, metrics.for_model("m", version)))
+    lane = Lane("0", clock)
+    batcher.open([lane], None, Limits(8, 100, 1 << 30))
+
+    async def until(shrunk: list[int]) -> None:
+        async with asyncio.timeout(30):
+            while [len(runner.batches) for runner in runners.values()] != shrunk:  # noqa: ASYNC110 - a shrink tells nobody
+                await asyncio.sleep(0.001)
+
+    await until([1, 1])  # of what a start leaves
+    batcher.retire(("m", 1))
+    await until([1, 2])
+    lane.stop()

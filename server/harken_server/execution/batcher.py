@@ -169,6 +169,8 @@ class Batcher:
             self._cores.forget(key)
             name, version = key
             self._metrics.forget(name, version, whole_model=not self._versions(name))
+            # Of what it left behind: perhaps nobody calls for a long time.
+            self._shrink_when_idle()
 
     @property
     def works(self) -> bool:
@@ -475,6 +477,8 @@ class Batcher:
     def _shrink_when_idle(self) -> None:
         """Arm it; the next batch disarms it."""
         if not self._running:
+            if self._shrinking is not None:
+                self._shrinking.cancel()
             self._shrinking = self._loop.call_later(_IDLE_S, self._shrink)
 
     def _shrink(self) -> None:

@@ -13,6 +13,8 @@ from harken.v1 import debug_pb2, encoder_pb2
 
 MOST_ATTEMPTS: Final = 5
 """gRPC makes no more of them, whatever a service config says."""
+MOST_MESSAGE_BYTES: Final = 2**31 - 1
+"""gRPC takes no larger limit."""
 
 # Seconds from one attempt to the next where the server names no pause, as gRPC's JSON writes them.
 _INITIAL_BACKOFF: Final = "0.2s"

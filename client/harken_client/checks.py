@@ -1,12 +1,15 @@
 """Arguments that are wrong are told where they are given, by their names."""
 
+import operator
 import re
-from typing import Final
+from typing import Final, SupportsIndex
 
 # Schemes that gRPC resolves; what follows them is gRPC's to judge.
 _SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 _HOST: Final = re.compile(r"[^\s:/\[\]]+|\[[0-9A-Fa-f:.%\w]+\]")
-_MOST: Final = 2**32 - 1
+
+MOST_COUNTED: Final = 2**32 - 1
+"""What a message can hold."""
 
 
 def checked_target(target: str) -> str:
@@ -20,10 +23,14 @@ def checked_target(target: str) -> str:
     return target
 
 
-def checked_count(name: str, value: int, least: int = 0) -> int:
-    """Raises TypeError or ValueError unless it is an integer from `least` to what a message can hold."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is an integer, not {value!r:.60}")
-    if not least <= value <= _MOST:
-        raise ValueError(f"{name} is a number from {least} to {_MOST}, not {value}")
-    return value
+def checked_count(name: str, value: SupportsIndex, least: int = 0, most: int = MOST_COUNTED) -> int:
+    """Raises TypeError unless it is an integer, Python's or numpy's; ValueError unless it is from `least` to `most`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is an integer, not {value!r:.60}") from None
+    if not least <= count <= most:
+        raise ValueError(f"{name} is between {least} and {most}, not {count}")
+    return count

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harken_client import batches, bulk, files
+from harken_client.checks import MOST_COUNTED
 from harken_client.client import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
@@ -119,11 +120,15 @@ def encode(
         typer.Option("--chunk", help="Cut texts that are too long into chunks; give their mean, or all their vectors."),
     ] = None,
     overlap_tokens: Annotated[
-        int, typer.Option("--overlap-tokens", help="With --chunk: what two neighbours have in common.", min=0)
+        int,
+        typer.Option(
+            "--overlap-tokens", help="With --chunk: what two neighbours have in common.", min=0, max=MOST_COUNTED
+        ),
     ] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="One vector for each token.")] = False,
     dimensions: Annotated[
-        int | None, typer.Option("--dimensions", help="The first so many dimensions, normalised again.", min=1)
+        int | None,
+        typer.Option("--dimensions", help="The first so many dimensions, normalised again.", min=1, max=MOST_COUNTED),
     ] = None,
     normalize: Annotated[
         bool | None,

@@ -12,7 +12,7 @@ from harken.v1 import debug_pb2
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import health, wire
-from harken_client.channel import MOST_ATTEMPTS
+from harken_client.channel import MOST_ATTEMPTS, MOST_MESSAGE_BYTES
 from harken_client.checks import checked_count, checked_target
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError, InternalError, moved, placed
@@ -104,20 +104,19 @@ class AsyncClient:
         api_key: str | None = None,
         allow_plaintext_key: bool = False,
     ) -> None:
-        if max_inputs < 1:
-            raise ValueError(f"max_inputs is at least 1, not {max_inputs}")
-        if not 1 <= max_attempts <= MOST_ATTEMPTS:
-            raise ValueError(f"max_attempts is between 1 and {MOST_ATTEMPTS}, not {max_attempts}")
         if tenant and not _TENANT.fullmatch(tenant):
             raise ValueError(f"tenant is 1 to 64 printable ASCII characters without spaces, not {tenant!r:.100}")
         self._target = checked_target(target)
         self._model = model
         self._version = checked_count("version", version)
         self._timeout_s = checked_timeout_s(timeout_s)
-        self._limits = wire.CallLimits(max_inputs, max_message_bytes)
+        self._limits = wire.CallLimits(
+            checked_count("max_inputs", max_inputs, least=1),
+            checked_count("max_message_bytes", max_message_bytes, least=1, most=MOST_MESSAGE_BYTES),
+        )
         self._tenant = tenant
         self._priority = priority
-        self._max_attempts = max_attempts
+        self._max_attempts = checked_count("max_attempts", max_attempts, least=1, most=MOST_ATTEMPTS)
         self._wait_for_ready = wait_for_ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._credentials = credentials
@@ -273,8 +272,6 @@ class AsyncClient:
         """
         if isinstance(candidates, str):
             raise TypeError("candidates is a list; for one text write similarity(query, [text])")
-        if top_k is not None:
-            checked_count("top_k", top_k, least=1)
         name, number = self._asked(model, version)
         request = pb.SimilarityRequest(
             model=name,
@@ -282,7 +279,7 @@ class AsyncClient:
             options=wire.options_message("sentence", truncate, priority or self._priority, {}),
             query=wire.input_message(query),
             candidates=wire.input_messages("candidates", candidates),
-            top_k=top_k or 0,
+            top_k=0 if top_k is None else checked_count("top_k", top_k, least=1),
         )
         connection = self._connection()
         response = await connection.call(connection.stub.Similarity, request, self._deadline(timeout_s))
@@ -317,8 +314,7 @@ class AsyncClient:
         """
         if isinstance(inputs, str):
             raise TypeError("inputs yields texts; for one text write encode_stream([text])")
-        if not 1 <= window <= MAX_WINDOW:
-            raise ValueError(f"window is between 1 and {MAX_WINDOW}, not {window}")
+        window = checked_count("window", window, least=1, most=MAX_WINDOW)
         name, number = self._asked(model, version)
         options = wire.options_message(output, truncate, priority or self._priority, vector)
         run = BulkRun(
@@ -359,8 +355,7 @@ class AsyncClient:
 
         Fewer than `last` where the server keeps fewer; an error with reason TURNED_OFF where it keeps none.
         """
-        if not 1 <= last <= MOST_EXPLAINED:
-            raise ValueError(f"last is between 1 and {MOST_EXPLAINED}, not {last}")
+        last = checked_count("last", last, least=1, most=MOST_EXPLAINED)
         connection = self._connection()
         request = debug_pb2.ExplainBatchesRequest(last=last)
         response = await connection.call(connection.debug.ExplainBatches, request, self._deadline(timeout_s))
@@ -409,11 +404,10 @@ class AsyncClient:
 
     def _asked(self, model: str | None, version: int | None) -> tuple[str, int]:
         """A call that names another model does not inherit this client's version."""
-        if version is not None:
-            checked_count("version", version)
+        number = None if version is None else checked_count("version", version)
         if model is None:
-            return self._model, self._version if version is None else version
-        return model, version or 0
+            return self._model, self._version if number is None else number
+        return model, number or 0
 
     async def _answer_sizes(
         self,

@@ -121,15 +121,11 @@ def options_message(
         if value not in known:
             raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
     dimensions = vector.get("dimensions")
-    if dimensions is not None:
-        checked_count("dimensions", dimensions, least=1)
-    if chunking is not None:
-        checked_count("chunking.overlap_tokens", chunking.overlap_tokens)
     message = pb.EncodeOptions(
         output=_OUTPUTS[output],
         truncation=_TRUNCATIONS[truncate],
         priority=_PRIORITIES[priority],
-        dimensions=dimensions or 0,
+        dimensions=0 if dimensions is None else checked_count("dimensions", dimensions, least=1),
         pooling=_POOLINGS[pooling],
         # Where it is not said, servers that do not know the field yet do the same.
         data_type=_ELEMENT_TYPES[element_type] if element_type != "float32" else pb.DATA_TYPE_UNSPECIFIED,
@@ -137,7 +133,7 @@ def options_message(
         deterministic=vector.get("deterministic", False),
     )
     if chunking is not None:
-        message.chunking.overlap_tokens = chunking.overlap_tokens
+        message.chunking.overlap_tokens = checked_count("chunking.overlap_tokens", chunking.overlap_tokens)
         message.chunking.vectors = _CHUNK_VECTORS[chunking.vectors]
     normalize = vector.get("normalize")
     if normalize is not None:

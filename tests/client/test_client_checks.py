@@ -47,6 +47,39 @@ async def test_a_number_that_no_message_holds_is_named(version: Any, error: type
             await client.encode(["a"], chunking=Chunking(version))
 
 
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (1 << 40, ValueError), (True, TypeError), ("1", TypeError), (1.5, TypeError)]
+)
+async def test_a_number_that_bounds_something_is_named(value: Any, error: type[Exception], target: str) -> None:
+    for name in ("max_inputs", "max_attempts", "max_message_bytes"):
+        with pytest.raises(error, match=f"{name} is"):
+            AsyncClient(target, **{name: value})
+    async with AsyncClient(target) as client:
+        with pytest.raises(error, match="window is"):
+            await anext(client.encode_stream(["a"], window=value))
+        with pytest.raises(error, match="last is"):
+            await client.explain_batches(value)
+
+
+def test_what_is_wrong_with_a_number_is_told_with_its_limits() -> None:
+    with pytest.raises(ValueError, match=r"^version is between 0 and 4294967295, not -1$"):
+        AsyncClient(version=-1)
+    with pytest.raises(TypeError, match=r"^version is an integer, not True$"):
+        AsyncClient(version=True)
+
+
+async def test_integers_of_numpy_are_integers(fake: FakeEncoder, target: str) -> None:
+    numbers: list[Any] = [np.int64(number) for number in (1, 2, 3, 4)]
+    one, two, three, four = numbers
+    async with AsyncClient(target, version=three, max_inputs=one) as client:
+        await client.encode(["a", "b"], dimensions=four, chunking=Chunking(two))
+        await client.similarity("a", ["b"], top_k=one)
+    assert [call.version for call in fake.calls] == [3, 3]
+    assert [call.options.dimensions for call in fake.calls] == [4, 4]
+    assert [call.options.chunking.overlap_tokens for call in fake.calls] == [2, 2]
+    assert [call.top_k for call in fake.similarities] == [1]
+
+
 async def test_half_a_character_is_named_with_its_place(target: str) -> None:
     async with AsyncClient(target) as client:
         with pytest.raises(ValueError, match=r"inputs\[1\]: a text holds half of a character, '\\ud800' at 2"):

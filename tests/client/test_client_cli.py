@@ -272,6 +272,14 @@ def test_a_line_that_is_no_input_is_named(line: str, fault: str, target: str, tm
     assert (finished.returncode, finished.stderr) == (1, told)
 
 
+@pytest.mark.parametrize("option", ["--dimensions", "--overlap-tokens"])
+def test_a_number_that_no_message_holds_is_wrong_usage(option: str) -> None:
+    finished = harken("encode", "a", "--chunk", "mean", option, str(1 << 32))
+    assert finished.returncode == 2
+    assert f"Invalid value for '{option}'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["encode", "a", "--timeout", "inf"], ["health", "--wait", "inf"], ["load", "--rate", "inf"]]
 )

@@ -23,6 +23,19 @@ def checked_target(target: str) -> str:
     return target
 
 
+def checked_text(what: str, text: str) -> str:
+    """Raises ValueError if it holds a lone surrogate, which UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(half_a_character(what, error)) from None
+    return text
+
+
+def half_a_character(what: str, error: UnicodeEncodeError) -> str:
+    return f"{what} holds half of a character, {error.object[error.start]!r} at {error.start}"
+
+
 def checked_count(name: str, value: SupportsIndex, least: int = 0, most: int = MOST_COUNTED) -> int:
     """Raises TypeError unless it is an integer, Python's or numpy's; ValueError unless it is from `least` to `most`."""
     try:

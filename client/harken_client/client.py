@@ -13,7 +13,7 @@ from harken.v1 import encoder_pb2 as pb
 
 from harken_client import health, wire
 from harken_client.channel import MOST_ATTEMPTS, MOST_MESSAGE_BYTES
-from harken_client.checks import checked_count, checked_target
+from harken_client.checks import checked_count, checked_target, checked_text
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError, InternalError, moved, placed
 from harken_client.retry import Deadline, checked_timeout_s
@@ -107,7 +107,7 @@ class AsyncClient:
         if tenant and not _TENANT.fullmatch(tenant):
             raise ValueError(f"tenant is 1 to 64 printable ASCII characters without spaces, not {tenant!r:.100}")
         self._target = checked_target(target)
-        self._model = model
+        self._model = checked_text("model", model)
         self._version = checked_count("version", version)
         self._timeout_s = checked_timeout_s(timeout_s)
         self._limits = wire.CallLimits(
@@ -277,7 +277,7 @@ class AsyncClient:
             model=name,
             version=number,
             options=wire.options_message("sentence", truncate, priority or self._priority, {}),
-            query=wire.input_message(query),
+            query=wire.placed_message("query", query),
             candidates=wire.input_messages("candidates", candidates),
             top_k=0 if top_k is None else checked_count("top_k", top_k, least=1),
         )
@@ -407,7 +407,7 @@ class AsyncClient:
         number = None if version is None else checked_count("version", version)
         if model is None:
             return self._model, self._version if number is None else number
-        return model, number or 0
+        return checked_text("model", model), number or 0
 
     async def _answer_sizes(
         self,

@@ -19,6 +19,7 @@ import grpc
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import wire
+from harken_client.checks import checked_text
 from harken_client.connection import Connection
 from harken_client.errors import (
     DeadlineExceeded,
@@ -137,6 +138,7 @@ class BulkRun:
             self._taken += 1
             name, content = identified(value)
             try:
+                checked_text("an id", name)
                 message = wire.input_message(content)
                 self._limits.check(message, position)
             except InvalidInput as error:

@@ -10,7 +10,7 @@ from harken.v1 import encoder_pb2 as pb
 from numpy.typing import NDArray
 
 from harken_client import values
-from harken_client.checks import checked_count
+from harken_client.checks import checked_count, half_a_character
 from harken_client.errors import FieldViolation, InternalError, InvalidInput, from_status
 from harken_client.source import Unreadable
 
@@ -77,8 +77,7 @@ def input_message(value: values.Input | Unreadable) -> pb.Input:
         try:
             return pb.Input(text=value)
         except UnicodeEncodeError as error:
-            lone = value[error.start]
-            raise ValueError(f"a text holds half of a character, {lone!r} at {error.start}") from None
+            raise ValueError(half_a_character("a text", error)) from None
     if isinstance(value, bytes | bytearray):
         raise TypeError("an input is a str or a sequence of token ids, not bytes: decode it first")
     ids = value.tolist() if isinstance(value, np.ndarray) else value
@@ -91,14 +90,16 @@ def input_message(value: values.Input | Unreadable) -> pb.Input:
 
 
 def input_messages(name: str, inputs: Sequence[values.Input]) -> list[pb.Input]:
-    """Raises as `input_message` does, the place before the sentence: NAME[index]."""
-    messages = []
-    for index, value in enumerate(inputs):
-        try:
-            messages.append(input_message(value))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}[{index}]: {error}") from error
-    return messages
+    """Raises as `placed_message` does; the place is NAME[index]."""
+    return [placed_message(f"{name}[{index}]", value) for index, value in enumerate(inputs)]
+
+
+def placed_message(place: str, value: values.Input) -> pb.Input:
+    """Raises as `input_message` does, the place before the sentence."""
+    try:
+        return input_message(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def options_message(

@@ -86,8 +86,30 @@ async def test_half_a_character_is_named_with_its_place(target: str) -> None:
             await client.encode(["a", "ab\ud800"])
         with pytest.raises(ValueError, match=r"candidates\[0\]: a text holds half"):
             await client.similarity("a", ["\udfff"])
+        with pytest.raises(ValueError, match=r"query: a text holds half"):
+            await client.similarity("\udfff", ["a"])
+        with pytest.raises(TypeError, match=r"query: an input is a str or a sequence"):
+            await client.similarity(b"a", ["a"])
         results = [result async for result in client.encode_stream(["a", "\ud800", "b"])]
         assert [result.error is None for result in results] == [True, False, True]
+
+
+async def test_an_id_with_half_a_character_fails_alone(target: str) -> None:
+    async with AsyncClient(target) as client:
+        results = [result async for result in client.encode_stream([("x", "a"), ("y\ud800", "b"), ("z", "c")])]
+    assert [result.id for result in results] == ["x", "y\ud800", "z"]
+    assert [result.error is None for result in results] == [True, False, True]
+    assert str(results[1].error) == (
+        "INVALID_ARGUMENT (INPUT_UNREADABLE): an id holds half of a character, '\\ud800' at 1"
+    )
+
+
+async def test_a_model_named_with_half_a_character_is_refused(target: str) -> None:
+    with pytest.raises(ValueError, match=r"^model holds half of a character"):
+        AsyncClient(target, model="\udcff")
+    async with AsyncClient(target) as client:
+        with pytest.raises(ValueError, match=r"^model holds half of a character"):
+            await client.encode(["a"], model="\udcff")
 
 
 def test_a_client_of_another_event_loop_says_so(target: str) -> None:

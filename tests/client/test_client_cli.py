@@ -272,6 +272,24 @@ def test_a_line_that_is_no_input_is_named(line: str, fault: str, target: str, tm
     assert (finished.returncode, finished.stderr) == (1, told)
 
 
+@pytest.mark.parametrize("output", ["out.jsonl", "out.npy", "out.parquet"])
+def test_half_a_character_in_an_id_or_in_the_files_name_stops_nothing(output: str, target: str, tmp_path: Path) -> None:
+    path = tmp_path / "in\udcff.jsonl"  # a byte that is no UTF-8
+    path.write_text('{"id": "\\ud800", "text": "a"}\n{"id": "x", "text": "b"}\n')
+    finished = harken("encode", "-i", path, "-o", tmp_path / output, "-s", target)
+    told = f"{tmp_path}/in\\udcff.jsonl:1: \"id\" holds half of a character, '\\ud800' at 0"
+    assert finished.stderr == f"harken: 1 inputs failed; input 0: INVALID_ARGUMENT (INPUT_UNREADABLE): {told}\n"
+    assert finished.returncode == 1
+    assert (tmp_path / output).exists()
+    if output == "out.jsonl":
+        assert told in records((tmp_path / output).read_text())[0]["error"]["message"]
+
+
+def test_a_model_that_is_no_utf_8_is_one_line_and_2() -> None:
+    finished = harken("encode", "a", "-m", "\udcff")
+    assert (finished.returncode, finished.stderr) == (2, "harken: model holds half of a character, '\\udcff' at 0\n")
+
+
 @pytest.mark.parametrize("option", ["--dimensions", "--overlap-tokens"])
 def test_a_number_that_no_message_holds_is_wrong_usage(option: str) -> None:
     finished = harken("encode", "a", "--chunk", "mean", option, str(1 << 32))

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from harken_client.checks import checked_text
 from harken_client.files.base import Inputs, edges_sha256
 from harken_client.source import StreamInput, Unreadable
 
@@ -63,7 +64,7 @@ def _from_json(line: str) -> StreamInput:
         raise ValueError("JSON that is nested too deeply") from error
     if not isinstance(record, dict) or ("text" in record) == ("ids" in record):
         raise ValueError('not an object with either "text" or "ids"')
-    name = str(record.get("id", ""))
+    name = checked_text('"id"', str(record.get("id", "")))
     if "text" in record:
         if not isinstance(record["text"], str):
             raise ValueError('"text" is not a string')

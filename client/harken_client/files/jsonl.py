@@ -71,4 +71,6 @@ class JsonLines:
 def error_record(error: HarkenError | None) -> dict[str, str]:
     """How a failure stands in a file."""
     assert error is not None
-    return {"code": error.code.name, "reason": error.reason, "message": str(error)}
+    # A path that is no UTF-8 may stand in it.
+    message = str(error).encode(errors="backslashreplace").decode()
+    return {"code": error.code.name, "reason": error.reason, "message": message}

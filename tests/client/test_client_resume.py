@@ -16,6 +16,8 @@ import pytest
 from client.command import finished
 from client.fake_server import BAD, MODEL, FakeEncoder, Refusal, vector
 from harken.v1 import encoder_pb2 as pb
+from harken_client.files import BadFile, open_inputs
+from harken_client.files.base import edges_sha256
 
 from client import fake_server
 
@@ -163,15 +165,45 @@ def test_an_input_of_another_size_is_not_resumed(target: str, tmp_path: Path) ->
     assert "not input_bytes=4" in grown.stderr
 
 
-def test_an_input_of_the_same_size_and_other_contents_is_not_resumed(target: str, tmp_path: Path) -> None:
-    source = tmp_path / "in.txt"
-    source.write_text("a\n")
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_an_input_of_the_same_size_and_other_contents_is_not_resumed(suffix: str, target: str, tmp_path: Path) -> None:
+    def write(path: Path, middle: str) -> Path:
+        texts = ["a", middle, "z"]
+        if suffix == ".parquet":
+            pq.write_table(pa.table({"text": texts}), path)
+        else:
+            lines = texts if suffix == ".txt" else [json.dumps({"text": text}) for text in texts]
+            path.write_text("".join(f"{line}\n" for line in lines))
+        return path
+
+    source = write(tmp_path / f"in{suffix}", "one")
     arguments: list[str | Path] = [source, "-o", tmp_path / "out.npy", "-s", target, "--resume"]
     begun(arguments)
-    source.write_text("b\n")
+    size_bytes = source.stat().st_size
+    assert write(source, "two").stat().st_size == size_bytes
     other = finished(command(*arguments))
     assert other.returncode == 2
     assert "out.npy.part was begun with input_sha256=" in other.stderr
+
+    write(source, "one")  # the same again, at another time
+    same = finished(command(*arguments))
+    assert (same.returncode, same.stderr) == (0, "")
+
+
+def test_a_file_is_told_by_its_first_mib_and_its_last_or_a_longer_tail(tmp_path: Path) -> None:
+    mib = 1 << 20
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(bytes(5 * mib))
+
+    def noticed(place: int, least_tail_bytes: int = 0) -> bool:
+        contents = bytearray(5 * mib)
+        contents[place] = 1
+        other.write_bytes(contents)
+        return edges_sha256(path, least_tail_bytes) != edges_sha256(other, least_tail_bytes)
+
+    assert [noticed(place) for place in (0, mib - 1, mib, 4 * mib - 1, 4 * mib)] == [True, True, False, False, True]
+    assert [noticed(place, 2 * mib) for place in (3 * mib - 1, 3 * mib)] == [False, True]
+    assert noticed(2 * mib, 9 * mib)
 
 
 def test_a_part_of_which_nothing_is_known_counts_for_nothing(target: str, tmp_path: Path) -> None:
@@ -183,22 +215,18 @@ def test_a_part_of_which_nothing_is_known_counts_for_nothing(target: str, tmp_pa
     assert [line["vector"] for line in written(tmp_path / "out.jsonl")] == [[float(x) for x in vector("a")]]
 
 
-def test_row_groups_that_are_done_are_not_decoded(fake: FakeEncoder, target: str, tmp_path: Path) -> None:
+def test_row_groups_that_are_done_are_not_decoded(tmp_path: Path) -> None:
     source = make_input(tmp_path / "in.parquet", 3000)
-    arguments: list[str | Path] = [source, "-o", tmp_path / "out.parquet", "-s", target]
-    # So many that a row group of the input, 700, is on the disk whatever was under way or waited.
-    kill_at(fake, 1300, subprocess.Popen(command(*arguments)))
+    inputs = open_inputs(source, id_column="key")
+    whole = list(inputs.read(0))
     chunk = pq.read_metadata(source).row_group(0).column(0)
     with source.open("r+b") as file:
         file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
         file.write(b"\xff" * chunk.total_compressed_size)
-    anew = finished(command(source, "-o", tmp_path / "anew.parquet", "-s", target))
-    resumed = finished(command(*arguments, "--resume"))
-
-    assert anew.returncode == 2
-    assert anew.stderr.startswith(f"harken: {source}: column 'text': ")
-    assert resumed.stderr.startswith("harken: 31 inputs failed, ")
-    assert [row["index"] for row in written(tmp_path / "out.parquet")] == list(range(3000))
+    with pytest.raises(BadFile, match="column 'text': "):
+        list(inputs.read(699))
+    assert list(inputs.read(700)) == whole[700:]
+    assert list(inputs.read(1500)) == whole[1500:]
 
 
 def test_a_run_that_ends_early_by_itself_keeps_all_that_was_answered(

@@ -1,6 +1,5 @@
 """Inputs that are a column of a Parquet file."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from harken_client.files.base import BadFile, Inputs
+from harken_client.files.base import BadFile, Inputs, edges_sha256
 from harken_client.source import StreamInput
 
 # Rows decoded at a time: as many as are in flight.
@@ -42,7 +41,7 @@ def from_parquet(path: Path, *, column: str = "", id_column: str = "") -> Inputs
     if id_column:
         id_type = _checked(path, schema, id_column, _is_id, "strings or integers")
     read = partial(_read, path, column, id_column)
-    return Inputs(read, total, path.stat().st_size, _footer_sha256(path), column, id_column, id_type)
+    return Inputs(read, total, path.stat().st_size, _sha256(path), column, id_column, id_type)
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -52,13 +51,12 @@ def _open(path: Path) -> pq.ParquetFile:
         raise BadFile(f"{path}: {error}") from error
 
 
-def _footer_sha256(path: Path) -> str:
-    """Of what the file says of its columns: their sizes and, where they were written, their extremes."""
+def _sha256(path: Path) -> str:
+    """The footer is in it, with the columns' sizes; alone it is the same for texts of one length, extremes aside."""
     with path.open("rb") as file:
         file.seek(-_TAIL_BYTES, os.SEEK_END)
         footer_bytes = int.from_bytes(file.read(4), "little")
-        file.seek(-_TAIL_BYTES - footer_bytes, os.SEEK_END)
-        return hashlib.sha256(file.read()).hexdigest()
+    return edges_sha256(path, _TAIL_BYTES + footer_bytes)
 
 
 def _read(path: Path, column: str, id_column: str, start: int) -> Iterator[StreamInput]:

@@ -84,15 +84,20 @@ def test_a_named_column_is_read_and_its_ids_stand_in_json_lines(target: str, tmp
     ("arguments", "fault"),
     [
         ([], " has several columns that could be meant: say --column, one of 'a' (string), 'b' (string)"),
-        (["--column", "c"], " has 0 columns named 'c', not one: 'a' (string), 'b' (string), 'at' (double)"),
+        (
+            ["--column", "c"],
+            " has 0 columns named 'c', not one: 'a' (string), 'b' (string), 'at' (double), 'none' (null)",
+        ),
         (["--column", "at"], ": column 'at' is double, not strings or lists of integers"),
         (["--column", "a", "--id-column", "at"], ": column 'at' is double, not strings or integers"),
+        (["--column", "none"], ": column 'none' is null, not strings or lists of integers"),
+        (["--column", "a", "--id-column", "none"], ": column 'none' is null, not strings or integers"),
     ],
 )
 def test_a_column_that_is_not_there_or_not_fit_is_named(
     arguments: list[str], fault: str, target: str, tmp_path: Path
 ) -> None:
-    source = write(tmp_path / "in.parquet", a=["x"], b=["y"], at=[1.5])
+    source = write(tmp_path / "in.parquet", a=["x"], b=["y"], at=[1.5], none=pa.nulls(1))
     done = harken("encode", source, *arguments, "-s", target)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"harken: {source}{fault}\n")
 
@@ -102,6 +107,28 @@ def test_a_file_without_any_column_to_encode_says_what_it_has(target: str, tmp_p
     done = harken("encode", source, "-s", target)
     fault = "has no column of strings or lists of integers, but 'at' (double)"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"harken: {source} {fault}\n")
+
+
+STRINGS = {
+    "large_string": pa.large_string(),
+    "string_view": pa.string_view(),
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "dictionary_of_large_strings": pa.dictionary(pa.int32(), pa.large_string()),
+}
+
+
+@pytest.mark.parametrize("kind", STRINGS)
+def test_strings_of_any_kind_are_texts_and_ids(kind: str, target: str, tmp_path: Path) -> None:
+    # More than one batch of rows.
+    texts = [None if number == 3 else f"text {number % 7}" for number in range(600)]
+    strings = pa.array(texts).cast(STRINGS[kind]) if kind != "string_view" else pa.array(texts, pa.string_view())
+    source = write(tmp_path / "in.parquet", 250, text=strings, key=strings)
+    done = harken("encode", source, "-o", tmp_path / "out.parquet", "--id-column", "key", "-s", target)
+    assert (done.returncode, done.stderr) == (1, f"harken: 1 inputs failed; input 3: {NULL}\n")
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["id"] for row in rows] == texts
+    expected = [None if text is None else [float(x) for x in vector(text)] for text in texts]
+    assert [row["vector"] for row in rows] == expected
 
 
 def test_a_file_that_is_no_parquet_is_one_line_and_2(target: str, tmp_path: Path) -> None:

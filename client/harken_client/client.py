@@ -72,8 +72,9 @@ class AsyncClient:
                         spaces; "" names nobody
     max_attempts        how often in a row one call may fail to reach a server, at most 5; 1 turns every
                         retry off
-    wait_for_ready      whether calls wait for a server that cannot be reached, as long as their deadline allows;
-                        else one that finds none fails after `max_attempts`, within some 2 s
+    wait_for_ready      whether calls wait for a server that cannot be reached, as long as their deadline allows,
+                        and then raise DeadlineExceeded, whatever the cause; else one that finds none raises
+                        Unavailable after `max_attempts`: some 1.5 s for 4, 3.5 s for 5
     credentials         TLS and call credentials; None is plain text
     api_key             sent with every call; None is what the environment's HARKEN_API_KEY says
     allow_plaintext_key whether it may be sent in plain text beyond this machine, into a mesh that encrypts, say

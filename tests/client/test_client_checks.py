@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from client.fake_server import FakeEncoder, free_port, serving, vector
-from harken_client import AsyncClient, Chunking, Client, Unavailable
+from harken_client import AsyncClient, Chunking, Client, DeadlineExceeded, Unavailable
 from harken_client.checks import checked_target
 
 
@@ -117,6 +117,13 @@ def test_a_client_of_another_event_loop_says_so(target: str) -> None:
     assert asyncio.run(client.encode(["a"])).shape == (1, 8)
     with pytest.raises(RuntimeError, match="belongs to the event loop that used it first"):
         asyncio.run(client.encode(["a"]))
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:1", "no-such-host.invalid:8001"])
+async def test_the_deadline_ends_the_wait_for_a_server(target: str) -> None:
+    async with AsyncClient(target, wait_for_ready=True) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.encode(["a"], timeout_s=0.5)
 
 
 async def test_calls_wait_for_a_server_if_they_are_told_to(fake: FakeEncoder) -> None:

@@ -7,6 +7,7 @@ from typing import Final, SupportsIndex
 # Schemes that gRPC resolves; what follows them is gRPC's to judge.
 _SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 _HOST: Final = re.compile(r"[^\s:/\[\]]+|\[[0-9A-Fa-f:.%\w]+\]")
+_TENANT: Final = re.compile(r"[!-~]{1,64}")
 
 MOST_COUNTED: Final = 2**32 - 1
 """What a message can hold."""
@@ -21,6 +22,13 @@ def checked_target(target: str) -> str:
         wanted = "HOST:PORT with a port from 1 to 65535, or a name such as dns:///HOST:PORT"
         raise ValueError(f"target is {wanted}, not {target!r:.200}")
     return target
+
+
+def checked_tenant(tenant: str) -> str:
+    """Raises ValueError unless it is a name that metadata may hold, or empty."""
+    if tenant and not _TENANT.fullmatch(tenant):
+        raise ValueError(f"tenant is 1 to 64 printable ASCII characters without spaces, not {tenant!r:.100}")
+    return tenant
 
 
 def checked_text(what: str, text: str) -> str:

@@ -1,7 +1,6 @@
 """The asynchronous client, the real one."""
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from typing import Literal, Self, Unpack, overload
@@ -11,9 +10,9 @@ import numpy as np
 from harken.v1 import debug_pb2
 from harken.v1 import encoder_pb2 as pb
 
-from harken_client import health, wire
+from harken_client import calls, health, wire
 from harken_client.channel import MOST_ATTEMPTS, MOST_MESSAGE_BYTES
-from harken_client.checks import checked_count, checked_target, checked_text
+from harken_client.checks import checked_count, checked_target, checked_tenant, checked_text
 from harken_client.connection import Connection
 from harken_client.errors import HarkenError, InternalError, moved, placed
 from harken_client.retry import Deadline, checked_timeout_s
@@ -22,6 +21,7 @@ from harken_client.source import StreamInput, iterate
 from harken_client.stream import MAX_WINDOW, BulkRun
 from harken_client.values import (
     Batch,
+    CallOptions,
     Encoding,
     Input,
     Match,
@@ -39,21 +39,6 @@ DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MOST_EXPLAINED = 4096
 """As many batches as a server ever keeps."""
-
-_TENANT = re.compile(r"[!-~]{1,64}")
-
-# The answer to one sentence is at most this large for any model, hidden sizes up to 8,192.
-_ANY_SENTENCE = wire.sentence_answer(8192)
-
-
-class CallOptions(VectorOptions, total=False):
-    """What every encoding call takes beside its inputs."""
-
-    truncate: Truncate
-    model: str | None
-    version: int | None
-    timeout_s: float | None
-    priority: Priority | None
 
 
 class AsyncClient:
@@ -105,17 +90,15 @@ class AsyncClient:
         api_key: str | None = None,
         allow_plaintext_key: bool = False,
     ) -> None:
-        if tenant and not _TENANT.fullmatch(tenant):
-            raise ValueError(f"tenant is 1 to 64 printable ASCII characters without spaces, not {tenant!r:.100}")
         self._target = checked_target(target)
         self._model = checked_text("model", model)
         self._version = checked_count("version", version)
         self._timeout_s = checked_timeout_s(timeout_s)
-        self._limits = wire.CallLimits(
+        self._limits = calls.CallLimits(
             checked_count("max_inputs", max_inputs, least=1),
             checked_count("max_message_bytes", max_message_bytes, least=1, most=MOST_MESSAGE_BYTES),
         )
-        self._tenant = tenant
+        self._tenant = checked_tenant(tenant)
         self._priority = priority
         self._max_attempts = checked_count("max_attempts", max_attempts, least=1, most=MOST_ATTEMPTS)
         self._wait_for_ready = wait_for_ready
@@ -235,10 +218,12 @@ class AsyncClient:
         name, number = self._asked(model, version)
         options = wire.options_message(output, truncate, priority or self._priority, vector)
         messages = wire.input_messages("inputs", inputs)
-        sizes = await self._answer_sizes(messages, output, vector, name, number, deadline)
+        sizes = calls.any_models_answer(messages, self._limits, output, vector) or calls.answer_sizes(
+            messages, await self._known(name, number, deadline), output, vector
+        )
 
         outcomes: list[Encoding | HarkenError] = []
-        for start, end in wire.split(messages, self._limits, sizes):
+        for start, end in calls.split(messages, self._limits, sizes):
             request = pb.EncodeRequest(model=name, version=number, options=options, inputs=messages[start:end])
             try:
                 response = await self._connection().call(self._connection().stub.Encode, request, deadline)
@@ -410,26 +395,9 @@ class AsyncClient:
             return self._model, self._version if number is None else number
         return checked_text("model", model), number or 0
 
-    async def _answer_sizes(
-        self,
-        messages: list[pb.Input],
-        output: Output,
-        vector: VectorOptions,
-        model: str,
-        version: int,
-        deadline: Deadline,
-    ) -> Sequence[wire.AnswerSize] | wire.AnswerSize:
-        """Upper bounds of the answers. Asks for the model only where it matters, and once."""
-        room_bytes = self._limits.body_bytes
-        if len(messages) <= 1:
-            return _ANY_SENTENCE
-        plain = output == "sentence" and not vector.get("chunking") and not vector.get("token_offsets")
-        if plain and len(messages) * _ANY_SENTENCE.bytes <= room_bytes:
-            return _ANY_SENTENCE
+    async def _known(self, model: str, version: int, deadline: Deadline) -> ModelInfo:
+        """Asks for it only once."""
         info = self._known_models.get((model, version))
         if info is None:
-            info = await self._described(model, version, deadline)
-            self._known_models[model, version] = info
-        if plain:
-            return wire.sentence_answer(info.hidden_size)
-        return [wire.answer_size(message, info, output, vector) for message in messages]
+            info = self._known_models[model, version] = await self._described(model, version, deadline)
+        return info

@@ -19,6 +19,7 @@ import grpc
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import wire
+from harken_client.calls import CallLimits
 from harken_client.checks import checked_text
 from harken_client.connection import Connection
 from harken_client.errors import (
@@ -61,7 +62,7 @@ class BulkRun:
         self,
         connection: Connection,
         opening: pb.StreamOpen,
-        limits: wire.CallLimits,
+        limits: CallLimits,
         *,
         ordered: bool,
         window: int,

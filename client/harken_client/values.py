@@ -67,6 +67,16 @@ class VectorOptions(TypedDict, total=False):
     deterministic: bool
 
 
+class CallOptions(VectorOptions, total=False):
+    """What every encoding call takes beside its inputs."""
+
+    truncate: Truncate
+    model: str | None
+    version: int | None
+    timeout_s: float | None
+    priority: Priority | None
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A part of a text: the characters start to end, the latter not included; its tokens, special ones included."""

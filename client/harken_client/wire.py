@@ -1,7 +1,7 @@
-"""Between the caller's values and the messages of harken.v1, and how a long list becomes several calls."""
+"""Between the caller's values and the messages of harken.v1."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harken_client import values
 from harken_client.checks import checked_count, half_a_character
-from harken_client.errors import FieldViolation, InternalError, InvalidInput, from_status
+from harken_client.errors import InternalError, from_status
 from harken_client.source import Unreadable
 
 _OUTPUTS: dict[str, pb.Output.ValueType] = {"sentence": pb.OUTPUT_SENTENCE, "tokens": pb.OUTPUT_TOKENS}
@@ -60,12 +60,6 @@ _OUTCOME_NAMES: dict[debug_pb2.MemberOutcome.ValueType, values.MemberOutcome] = 
 }
 _MODEL_FIELDS = [field.name for field in fields(values.ModelInfo)]
 
-# Over the bytes of its text or of its vectors, a message spends at most this on tags, shape and timings.
-_INPUT_OVERHEAD_BYTES = 16
-_RESULT_OVERHEAD_BYTES = 160
-_CALL_OVERHEAD_BYTES = 4096
-# Of a chunk, or of a token, in its text.
-_PLACE_BYTES = 24
 _NS_PER_S = 1e9
 
 
@@ -226,94 +220,3 @@ def _member(message: debug_pb2.BatchMember) -> values.BatchMember:
         )
     except KeyError as error:
         raise InternalError(f"the server answered with a value unknown to this client: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class CallLimits:
-    """What one Encode call may hold."""
-
-    max_inputs: int
-    max_message_bytes: int
-
-    @property
-    def body_bytes(self) -> int:
-        return self.max_message_bytes - _CALL_OVERHEAD_BYTES
-
-    def check(self, message: pb.Input, index: int) -> int:
-        """Bytes that the input takes in a request. Raises InvalidInput if it fits in no call."""
-        size_bytes = message.ByteSize() + _INPUT_OVERHEAD_BYTES
-        if size_bytes > self.body_bytes:
-            violation = FieldViolation(
-                f"inputs[{index}]", f"takes {size_bytes} bytes; one call carries {self.body_bytes}"
-            )
-            raise InvalidInput(
-                "an input is larger than one message may be",
-                reason="INPUT_TOO_LARGE",
-                violations=[violation],
-                index=index,
-            )
-        return size_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerSize:
-    """Upper bounds of the answer to one input: bytes, and sequences that it is made of."""
-
-    bytes: int
-    sequences: int = 1
-
-
-def split(
-    inputs: Sequence[pb.Input], limits: CallLimits, sizes: Sequence[AnswerSize] | AnswerSize
-) -> Iterator[tuple[int, int]]:
-    """Cut a list into calls that keep to the limits, in order.
-
-    `sizes` bounds each input's answer. Yields (start, end), none of them empty.
-    Raises InvalidInput if one input alone exceeds a request.
-    """
-    start, request_sum, answer_sum, sequences = 0, 0, 0, 0
-    for index, message in enumerate(inputs):
-        request = limits.check(message, index)
-        size = sizes if isinstance(sizes, AnswerSize) else sizes[index]
-        full = (
-            sequences + size.sequences > limits.max_inputs
-            or request_sum + request > limits.body_bytes
-            or answer_sum + size.bytes > limits.body_bytes
-        )
-        if full and index > start:
-            yield start, index
-            start, request_sum, answer_sum, sequences = index, 0, 0, 0
-        request_sum += request
-        answer_sum += size.bytes
-        sequences += size.sequences
-    if inputs:
-        yield start, len(inputs)
-
-
-def sentence_answer(hidden_size: int) -> AnswerSize:
-    """One vector for each input."""
-    return AnswerSize(4 * hidden_size + _RESULT_OVERHEAD_BYTES)
-
-
-def answer_size(
-    message: pb.Input, info: values.ModelInfo, output: values.Output, vector: values.VectorOptions
-) -> AnswerSize:
-    """The answer to one input, whatever is asked for."""
-    tokens, chunking = _most_tokens(message), vector.get("chunking")
-    vectors = chunks = 1
-    if chunking is not None:
-        # A model has at most a few special tokens.
-        chunks = 1 + tokens // max(info.max_length - 8 - chunking.overlap_tokens, 1)
-        vectors = chunks if chunking.vectors == "all" else 1
-    tokens = min(tokens, info.max_length)
-    if output == "tokens":
-        vectors = tokens
-    places = (chunks if chunking else 0) + (tokens if vector.get("token_offsets") else 0)
-    return AnswerSize(4 * info.hidden_size * vectors + _PLACE_BYTES * places + _RESULT_OVERHEAD_BYTES, chunks)
-
-
-def _most_tokens(message: pb.Input) -> int:
-    if message.WhichOneof("content") == "token_ids":
-        return len(message.token_ids.ids)
-    # No tokenizer makes more tokens of a text than it has bytes, but for its few special ones.
-    return len(message.text.encode()) + 8

@@ -55,7 +55,7 @@ def test_lists_become_as_many_calls_as_their_chunks_need(minilm_models: Path) ->
 def test_what_makes_no_sense_is_told_before_it_is_sent(client: Client) -> None:
     with pytest.raises(ValueError, match="its own shape: call encode_detailed"):
         client.encode(["a"], chunking=Chunking(vectors="all"))
-    with pytest.raises(ValueError, match=r"chunking\.overlap_tokens is a number from 0 on, not -1"):
+    with pytest.raises(ValueError, match=r"chunking\.overlap_tokens is between 0 and 4294967295, not -1"):
         client.encode(["a"], chunking=Chunking(overlap_tokens=-1))
     with pytest.raises(InvalidInput, match="overlap_tokens: is 600"):
         client.encode(["a"], chunking=Chunking(overlap_tokens=600))

@@ -1,5 +1,6 @@
 """The command says what it did, or in one line why it did not."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,10 @@ def test_an_export_prints_its_steps_and_where_the_bundle_is(tmp_path: Path, caps
     output = capsys.readouterr()
     lines = output.out.splitlines()
     steps = ["load PyTorch", "draw the weights", "trace to ONNX", "verify against PyTorch", "write the bundle"]
-    assert [line[:22].rstrip() for line in lines[:-1]] == steps
-    assert all(line.endswith(" s") for line in lines[:-1])
+    assert [line[:22].rstrip() for line in lines[:-2]] == steps
+    assert all(line.endswith(" s") for line in lines[:-2])
+    sha256 = hashlib.sha256((tmp_path / "tiny" / "3" / "bundle.json").read_bytes()).hexdigest()
+    assert lines[-2] == f"--bundle-digest sha256:{sha256} serves this one and no other"
     assert lines[-1] == f"{tmp_path}/tiny/3 is ready"
     assert output.err == ""
 

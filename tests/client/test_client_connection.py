@@ -113,26 +113,6 @@ async def test_an_address_where_nobody_listens_costs_no_call(fake: FakeEncoder, 
     assert len(fake.calls) == 100
 
 
-async def test_no_call_fails_when_one_of_two_servers_goes_away(fake: FakeEncoder) -> None:
-    other = FakeEncoder(delay_s=0.02)
-    fake.delay_s = 0.02
-    gone = asyncio.Event()
-
-    async def caller(client: AsyncClient) -> None:
-        while not gone.is_set():
-            np.testing.assert_array_equal(await client.encode(["a"]), [vector("a")])
-        await client.encode(["after"])
-
-    with serving(other) as second:
-        with serving(fake) as first:
-            client = AsyncClient(behind_one_name(first, second))
-            callers = [asyncio.create_task(caller(client)) for _ in range(32)]
-            await until(lambda: len(fake.calls) > 100 and len(other.calls) > 100)
-        gone.set()
-        await asyncio.gather(*callers)
-        await client.close()
-
-
 async def test_the_tenant_is_told_with_every_call_and_stream(fake: FakeEncoder, target: str) -> None:
     async with AsyncClient(target, tenant="acme") as client:
         await client.wait_ready()

@@ -11,7 +11,7 @@ BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test contract chaos fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
+.PHONY: help demo serve test contract chaos soak fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ chaos: .venv/.dev model ## faults and overload on real servers: what was lost, w
 
 fuzz: .venv/.fuzz ## the edges and the readers of files under atheris (a quarter of an hour; SECONDS=60 each, TARGETS=keys,body some)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz.run --seconds $(or $(SECONDS),60) $(subst $(comma), ,$(TARGETS))
+
+soak: .venv/.dev $(if $(MINUTES),,.venv/.bench) model ## mixed calls and swaps: does anything grow? docs/soak.md (half an hour; MINUTES=2 short, no page)
+	@PYTHONPATH=tests $(BIN)/python -m soak.run --models $(MODELS) $(if $(MINUTES),--minutes $(MINUTES),--docs docs)
 
 bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
 	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)

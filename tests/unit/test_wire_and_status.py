@@ -10,13 +10,18 @@ import pytest
 from harken.v1 import bundle_pb2
 from harken.v1 import encoder_pb2 as pb
 from harken_server import errors
-from harken_server.rpc.calls import Calls
+from harken_server.execution.pending import Stamps
+from harken_server.rpc.calls import Call, Calls
+from harken_server.rpc.convert import set_result
 from harken_server.rpc.status import answer, bug
 from harken_server.rpc.tenants import Tenants
 from harken_server.rpc.wire import parse, readable_text
+from harken_server.scheduling.deadline import Deadline
+from harken_server.service import Answer
 from harken_server.telemetry.metrics import Metrics
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 LIMIT = 1 << 20
 
@@ -182,3 +187,12 @@ def test_trailers_stay_small_whatever_was_sent() -> None:
     for refusal in refusals:
         size = sum(len(key) + len(value) for key, value in answer(refusal, "id").trailers(None))
         assert size * 4 / 3 < 8192
+
+
+def test_only_what_the_server_is_at_fault_for_is_logged_as_an_error() -> None:
+    call = Call(1, "Encode", 0.0, Deadline(1.0), "the-id", "", "")
+    with capture_logs() as lines:
+        for outcome in (errors.Expired(by_cap=False), errors.ComputeFailed("ENGINE_FAILED")):
+            failed = Answer(outcome, 3, False, Stamps(0.0, 0.0))
+            set_result(pb.Result(), failed, call, pb.DATA_TYPE_FLOAT32)
+    assert [(line["event"], line["reason"]) for line in lines] == [("input failed", "ENGINE_FAILED")]

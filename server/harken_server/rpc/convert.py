@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -152,7 +153,8 @@ def set_result(result: encoder_pb2.Result, answered: Answer, call: Call, data_ty
     result.truncated = answered.truncated
     if isinstance(answered.outcome, Refusal):
         refused = answer(answered.outcome, call.request_id)
-        log.error("input failed", reason=refused.reason, model=call.model, request_id=call.request_id)
+        if refused.code is grpc.StatusCode.INTERNAL:
+            log.error("input failed", reason=refused.reason, model=call.model, request_id=call.request_id)
         result.error.CopyFrom(refused.status)
         return
     received, queued, taken, collated, computed, scattered = answered.stamps.moments_ns()

@@ -101,7 +101,8 @@ Client and server share the cores; others took {foreign} of them meanwhile.
 
 - First each of 200 inputs (1 to 512 tokens, the logarithm of the length uniform; half of them texts) is encoded alone,
   `deterministic`, as a sentence and as its tokens. Every later answer is held against that, whatever its edge, its
-  form and its version: vectors of length 1 within 1e-5, others within 1e-4.
+  form and its version: vectors of length 1 within 1e-5, others within 1e-4, fewer
+  bits within their rounding.
 - Calls come at their own times (Poisson), at 0.4 of what the machine answers when 8 callers ask without a pause.
   At most {under_way} are under way, so that a slow machine has a slower load, not a longer backlog;
   {late} calls waited for that.

@@ -19,6 +19,10 @@ Response = TypeVar("Response", bound=Message)
 
 _TENANT = "harken-tenant"
 
+# gRPC's words for a call whose connection broke between the head of its answer and the answer, the one break after
+# which it makes no further attempt. Seen when a server is killed.
+_BROKEN = "Stream removed"
+
 
 class Connection:
     """Belongs to the event loop in which it is made. Without a tenant, or a key, its calls name none."""
@@ -55,6 +59,7 @@ class Connection:
     ) -> Response:
         """Call until it succeeds, the server does not invite it again, or the deadline comes. Raises HarkenError."""
         error: HarkenError = DeadlineExceeded("no time was left to make the call")
+        broken = 0
         # grpcio may take a timeout of 0 for one that has not passed. An earlier refusal says more.
         while (remaining_s := deadline.remaining_s(time.monotonic())) > 0:
             try:
@@ -64,6 +69,9 @@ class Connection:
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc(rpc_error)
                 delay_s = self.invited_delay_s(error)
+                if delay_s is None and (rpc_error.details() or "").startswith(_BROKEN):
+                    broken += 1
+                    delay_s = self.reconnect_delay_s(error, broken) if broken < self.max_attempts else None
                 if delay_s is None or delay_s >= deadline.remaining_s(time.monotonic()):
                     raise error from rpc_error
             await asyncio.sleep(delay_s)

@@ -3,8 +3,9 @@
 gRPC goes first (channel.py): it makes up to `max_attempts` attempts in a row and passes on how the last one ended. If
 that was a server's invitation to ask again (google.rpc.RetryInfo), there is a server, which a restart may keep busy for
 longer than any count: its caller's deadline alone ends the asking. Every round begins after the server's own delay, as
-each attempt of gRPC's does, so both layers together ask no faster than one of them. Any other failure is final: gRPC
-has tried it as often as it may.
+each attempt of gRPC's does, so both layers together ask no faster than one of them. A connection that broke when the
+answer had begun is made up for by ours as well, as often as gRPC's would. Any other failure is final: gRPC has tried it
+as often as it may.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """Who repeats what, how often and when; several servers behind one name; whom a call is from."""
 
 import asyncio
+import subprocess
+import sys
 from itertools import pairwise
 
 import grpc
@@ -8,6 +10,26 @@ import numpy as np
 import pytest
 from client.fake_server import FakeEncoder, Refusal, free_port, serving, until, vector
 from harken_client import AsyncClient, Overloaded, Unavailable
+
+DIES_WITHIN_ITS_ANSWER = """
+import asyncio, os, sys, grpc
+
+async def begin(_, context):
+    await context.send_initial_metadata(())
+    await asyncio.sleep(0.1)  # until it has left
+    os._exit(0)
+
+async def main():
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    methods = {"Encode": grpc.unary_unary_rpc_method_handler(begin)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("harken.v1.Encoder", methods),))
+    server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
+    await server.start()
+    print("up", flush=True)
+    await server.wait_for_termination()
+
+asyncio.run(main())
+"""
 
 SILENT = Refusal(grpc.StatusCode.UNAVAILABLE, "no word about later")
 PATIENT = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "BACKLOG_FULL", retry_after_s=0.1, pushback_ms=100)
@@ -76,6 +98,19 @@ async def test_a_call_whose_connection_breaks_before_the_answer_is_made_again(fa
         with serving(successor, port):
             np.testing.assert_array_equal(await pending, [vector("a")])
     assert (len(fake.calls), len(successor.calls)) == (1, 1)
+
+
+async def test_a_call_whose_answer_had_begun_when_the_server_died_is_made_again(fake: FakeEncoder) -> None:
+    port = free_port()
+    command = (sys.executable, "-c", DIES_WITHIN_ITS_ANSWER, str(port))
+    dying = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert dying.stdout is not None
+    assert await dying.stdout.readline() == b"up\n"
+    async with AsyncClient(f"127.0.0.1:{port}", wait_for_ready=True) as client:
+        answer = asyncio.create_task(client.encode(["a"]))
+        assert await dying.wait() == 0
+        with serving(fake, port):
+            np.testing.assert_array_equal(await answer, [vector("a")])
 
 
 async def test_one_attempt_does_not_outlive_its_connection(fake: FakeEncoder) -> None:

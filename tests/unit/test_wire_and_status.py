@@ -17,8 +17,8 @@ from harken_server.rpc.status import answer, bug
 from harken_server.rpc.tenants import Tenants
 from harken_server.rpc.wire import parse, readable_text
 from harken_server.scheduling.deadline import Deadline
-from harken_server.service import Answer
 from harken_server.telemetry.metrics import Metrics
+from harken_server.values import Answer
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs

@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -32,7 +33,7 @@ def identified(value: StreamInput) -> tuple[str, Input | Unreadable]:
     return "", value
 
 
-async def iterate(values: AsyncIterable[T] | Iterable[T]) -> AsyncIterator[T]:
+async def iterate(values: AsyncIterable[T] | Iterable[T]) -> AsyncGenerator[T, None]:
     """Iterate over anything without ever holding the event loop.
 
     A sequence is at hand. Any other plain iterable, a file or a generator, may wait at each
@@ -45,11 +46,12 @@ async def iterate(values: AsyncIterable[T] | Iterable[T]) -> AsyncIterator[T]:
         for value in values:
             yield value
     else:
-        async for value in _in_thread(iter(values)):
-            yield value
+        async with aclosing(_in_thread(iter(values))) as read:
+            async for value in read:
+                yield value
 
 
-async def _in_thread(values: Iterator[T]) -> AsyncIterator[T]:
+async def _in_thread(values: Iterator[T]) -> AsyncGenerator[T, None]:
     loop = asyncio.get_running_loop()
     # A value each, then at the end the exception that ended the iteration, or None.
     arrived: deque[tuple[T] | BaseException | None] = deque()

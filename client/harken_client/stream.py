@@ -11,7 +11,8 @@ Only the caller makes room, so a slow caller slows the source.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -98,7 +99,7 @@ class BulkRun:
         # A server has spoken in this run, so there is one, and a later stream waits for it.
         self._reached = False
 
-    def begin(self, source: AsyncIterator[StreamInput]) -> None:
+    def begin(self, source: AsyncGenerator[StreamInput, None]) -> None:
         """Start to read the source, and to send. Once."""
         self._tasks = [asyncio.create_task(self._report(work)) for work in (self._feed(source), self._converse())]
 
@@ -131,24 +132,26 @@ class BulkRun:
             self._results.put_nowait(error)
             raise
 
-    async def _feed(self, source: AsyncIterator[StreamInput]) -> None:
+    async def _feed(self, source: AsyncGenerator[StreamInput, None]) -> None:
         """Take inputs while there is room. What cannot even be written is answered here."""
-        async for value in source:
-            await self._room.acquire()
-            position = self._taken
-            self._taken += 1
-            name, content = identified(value)
-            try:
-                checked_text("an id", name)
-                message = wire.input_message(content)
-                self._limits.check(message, position)
-            except InvalidInput as error:
-                self._settle(StreamResult(position, name, None, error))
-            except (TypeError, ValueError) as error:
-                refusal = InvalidInput(str(error), reason="INPUT_UNREADABLE", index=position)
-                self._settle(StreamResult(position, name, None, refusal))
-            else:
-                self._outbox.put_nowait((position, _Pending(position, name, message)))
+        # Closed here: what is left to the collector is closed whenever, and by whichever task.
+        async with aclosing(source):
+            async for value in source:
+                await self._room.acquire()
+                position = self._taken
+                self._taken += 1
+                name, content = identified(value)
+                try:
+                    checked_text("an id", name)
+                    message = wire.input_message(content)
+                    self._limits.check(message, position)
+                except InvalidInput as error:
+                    self._settle(StreamResult(position, name, None, error))
+                except (TypeError, ValueError) as error:
+                    refusal = InvalidInput(str(error), reason="INPUT_UNREADABLE", index=position)
+                    self._settle(StreamResult(position, name, None, refusal))
+                else:
+                    self._outbox.put_nowait((position, _Pending(position, name, message)))
         self._exhausted = True
         self._end_writing_if_finished()
 

@@ -58,11 +58,9 @@ def _iterating(
             while (value := self._wait(following())) is not end:
                 yield value  # type: ignore[misc]  # `end` is out, so it is R
         finally:
-            if threading.current_thread() is self._thread:
-                # Collected as garbage in the loop's own thread, which must not wait for itself.
-                if not self._closed:
-                    asyncio.run_coroutine_threadsafe(leave(), self._loop)
-            elif not self._closed:
+            # Collected as garbage in the loop's own thread, which must not wait for itself: there `values` is
+            # garbage too, and asyncio closes it.
+            if not self._closed and threading.current_thread() is not self._thread:
                 self._wait(leave())
 
     return iterate

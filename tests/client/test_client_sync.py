@@ -199,3 +199,28 @@ with Client({target!r}) as client:
 """
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (ended.stdout.splitlines(), ended.stderr) == (["interrupted"] * 3 + ["(1, 8)"], "")
+
+
+def test_streams_that_the_collector_finds_in_the_clients_own_thread_leave_nothing_on_stderr(
+    fake: FakeEncoder, target: str
+) -> None:
+    fake.refuse_texts["bad"] = BAD
+    code = f"""
+import gc
+from harken_client import Client, HarkenError
+from harken_client.sentence_encoder import SentenceEncoder
+gc.disable()
+with Client({target!r}) as client:
+    for _ in range(5):
+        try:
+            SentenceEncoder(client).encode(["a"] * 50 + ["bad"] + ["a"] * 300)
+        except HarkenError:
+            print("refused")
+    client._loop.call_soon_threadsafe(gc.collect)
+    for _ in range(3):
+        client.encode(["after"])
+    gc.collect()
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("refused\n" * 5 + "done\n", "")

@@ -1,10 +1,13 @@
 """Versions of the real model change under load: nobody is refused, and nothing is left behind."""
 
+import itertools
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import grpc
 import numpy as np
@@ -23,6 +26,8 @@ SETTLED = 10
 """Swaps after which memory is what it stays."""
 
 _PROBE_S = 10.0
+_LOAD_S = 20.0
+_REST = 4
 _BOUND = 1e-5
 
 
@@ -47,28 +52,41 @@ class Swaps:
 
 
 def swaps(models: Path, folder: Path, count: int, every_s: float) -> Swaps:
-    """Release `count` versions, one each `every_s` or as fast as they are there. Blocks for all of that."""
+    """Release `count` versions, one each `every_s` or, where one takes long, so that a fifth of the time is theirs.
+
+    Blocks for all of that.
+    """
     bundle, releases = models / MODEL / "1", folder / "releases"
     releases.mkdir()
     release(bundle, releases, 1, MODEL)
-    with running_server(releases, "--state-dir", str(folder)) as server, ThreadPoolExecutor(1) as pool:
+    # On a slow machine calls wait for long; none may be ended for that.
+    options = ("--state-dir", str(folder), "--max-request-s", "300")
+    with running_server(releases, *options) as server, ThreadPoolExecutor(1) as pool:
         contestant = Server(server.target, server.process.pid)
         rate = SHARE * send(contestant, W1, ClosedLoop(64), offset=0, duration_s=_PROBE_S, warmup_s=1.0).per_s
         expected = _vector(server)
-        load = pool.submit(
-            send, contestant, W1, OpenLoop(rate, seed=1), offset=0, duration_s=count * every_s, warmup_s=0.0
-        )
+        done = Event()
+
+        def load() -> Iterator[Load]:
+            for seed in itertools.count(1):
+                if done.is_set():
+                    return
+                pacer = OpenLoop(rate, seed)
+                yield send(contestant, W1, pacer, offset=1024 * seed, duration_s=_LOAD_S, warmup_s=0.0)
+
+        loading = pool.submit(lambda: list(load()))
         took_s, rss_bytes, wrong = [], [], 0
-        began_s = time.monotonic()
         for number in range(count):
-            time.sleep(max(began_s + number * every_s - time.monotonic(), 0.0))
             took_s.append(_swap(server, bundle, releases, number + 2))
+            time.sleep(max(every_s - took_s[-1], _REST * took_s[-1]))
             wrong += bool(np.abs(_vector(server) - expected).max() > _BOUND)
             rss_bytes.append(server.total("harken_memory_bytes", kind="rss"))
-        seen: Load = load.result()
+        done.set()
+        loads = loading.result()
     grown_bytes = max(rss_bytes[-3:]) - max(rss_bytes[: SETTLED + 1])
-    longest_s = max(seen.latencies_s(), default=0.0)
-    return Swaps(rate, len(seen.calls), Counter(seen.failures), took_s, longest_s, wrong, grown_bytes)
+    longest_s = max(max(one.latencies_s(), default=0.0) for one in loads)
+    failed = sum((Counter(one.failures) for one in loads), Counter[str]())
+    return Swaps(rate, sum(len(one.calls) for one in loads), failed, took_s, longest_s, wrong, grown_bytes)
 
 
 def _vector(server: RunningServer) -> "np.typing.NDArray[np.float32]":

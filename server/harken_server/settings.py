@@ -248,7 +248,8 @@ class Settings(BaseSettings):
         10.0,
         ge=0,
         le=600,
-        description="Most seconds at the start for running a grid of batch shapes, which warms up and measures costs.",
+        description="Seconds at the start for running a grid of batch shapes, which warms up and measures costs. "
+        "A shape that has begun is finished.",
     )
     max_connection_age_s: float = Field(
         0.0,

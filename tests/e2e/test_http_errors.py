@@ -62,6 +62,7 @@ def test_openai_errors(
         ({"inputs": "a", "truncate": 1}, 422, "Tokenizer", "truncate: is 1, which is not true or false"),
         ({"inputs": "a", "truncation_direction": "up"}, 422, "Tokenizer", "truncation_direction: is 'up'"),
         ({"inputs": ["a"] * 1025}, 413, "Validation", "inputs: has 1025 elements, over the limit of 1024"),
+        ({"inputs": ["a", [1, 2]]}, 422, "Tokenizer", "inputs: is texts and token ids, which is not a list of one or"),
     ],
 )
 def test_embed_errors(minilm_server: RunningServer, body: Any, status: int, kind: str, message: str) -> None:
@@ -90,6 +91,31 @@ def test_embed_errors(minilm_server: RunningServer, body: Any, status: int, kind
             "inputs[0].data: has 1 elements, which is not what the shape [1, 2] says",
         ),
         (
+            {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [2, 3], "data": [[1, 2], [1, 2, 3, 4]]}]},
+            400,
+            "inputs[0].data: is nested in another way, which is not flat, or lists of lists as the shape [2, 3] says",
+        ),
+        (
+            {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [1, 4], "data": [[1, 2], [3, 4]]}]},
+            400,
+            "inputs[0].data: is nested in another way, which is not flat, or lists of lists as the shape [1, 4] says",
+        ),
+        (
+            {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [1, 2], "data": [[[1, 2]]]}]},
+            400,
+            "inputs[0].data: is nested in another way, which is not flat, or lists of lists as the shape [1, 2] says",
+        ),
+        (
+            {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [2, 2], "data": [[1, 2], 3, 4]}]},
+            400,
+            "inputs[0].data: is nested in another way, which is not flat, or lists of lists as the shape [2, 2] says",
+        ),
+        (
+            {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [2, 1], "data": [[1], []]}]},
+            400,
+            "inputs[0].data: is nested in another way, which is not flat, or lists of lists as the shape [2, 1] says",
+        ),
+        (
             {"inputs": [{"name": "input_ids", "datatype": "INT32", "shape": [1, 1], "data": [1 << 40]}]},
             400,
             "which is not an integer of INT32",
@@ -107,6 +133,11 @@ def test_open_inference_errors(minilm_server: RunningServer, change: Any, status
     assert replied.status == status
     assert message in replied.json["error"]
     assert list(replied.json) == ["error"]
+
+
+def test_null_is_what_is_not_given(minilm_server: RunningServer) -> None:
+    body = {"inputs": "a", "truncate": None, "normalize": None, "prompt_name": None, "dimensions": None}
+    assert post(minilm_server, "/embed", body).status == 200
 
 
 def test_what_is_not_served_is_said_in_the_form_of_its_path(minilm_server: RunningServer) -> None:

@@ -13,6 +13,8 @@ from support.server import RunningServer
 IDS = np.array([[101, 7592, 102]])
 BOTH = asks(raw("input_ids", IDS))
 BOTH.inputs[0].contents.int64_contents.append(1)
+TWO_KINDS = pb.ModelInferRequest(inputs=[typed_ids([1, 2])])
+TWO_KINDS.inputs[0].contents.fp32_contents.append(1.0)
 MASK = np.array([[1, 1, 1]])
 
 
@@ -70,6 +72,12 @@ def parameter(**value: Any) -> pb.ModelInferRequest:
             "has 2 elements, which is not what the shape [1, 3] says",
         ),
         (BOTH, "NOT_TOGETHER", "inputs[0].contents", "cannot be given together with raw_input_contents"),
+        (
+            TWO_KINDS,
+            "NOT_TOGETHER",
+            "inputs[0].contents.fp32_contents",
+            "cannot be given together with the datatype INT64",
+        ),
         (
             pb.ModelInferRequest(inputs=[text_tensor("a")], raw_input_contents=[b"", b""]),
             "SHAPE_DISAGREES",

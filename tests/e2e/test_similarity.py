@@ -29,6 +29,15 @@ def test_the_best_come_first_and_scores_are_cosines(minilm_server: RunningServer
         assert client.similarity(ids, [ids])[0].score == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 7, 8, 13, 31, 64])
+def test_of_equals_the_earlier_candidate_is_the_better_one(minilm_server: RunningServer, count: int) -> None:
+    with Client(minilm_server.target) as client:
+        for query in (QUERY, "weather in Paris", "A man is eating food."):
+            matches = client.similarity(query, ["A man is eating food."] * count)
+            assert [match.index for match in matches] == list(range(count))
+            assert len({match.score for match in matches}) == 1
+
+
 @pytest.mark.parametrize(
     ("request_", "fields"),
     [

@@ -48,7 +48,8 @@ def best_matches(answers: Answers, top_k: int) -> Iterator[tuple[int, float]]:
         vectors.append(answer.outcome[SENTENCE])
     stacked = np.stack(vectors)
     stacked = stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), _LEAST_NORM)
-    scores = np.clip(stacked[1:] @ stacked[0], -1.0, 1.0)
+    # Row by row: a product of matrices rounds equal rows as their places are.
+    scores = np.clip((stacked[1:] * stacked[0]).sum(axis=1, dtype=np.float64), -1.0, 1.0)
     # Stable: of equals the earlier candidate is the better one.
     order = np.argsort(-scores, kind="stable")[: top_k or len(scores)]
     return ((int(index), float(scores[index])) for index in order)

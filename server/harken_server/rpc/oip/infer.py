@@ -3,7 +3,7 @@
 Padding that the mask names is taken off before the scheduler sees a sequence, and put back around token vectors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
@@ -106,6 +106,19 @@ async def infer(
     parameters = {FINAL: True} if asked.wants_final else {}
     manifest = model.manifest
     return Response(manifest.name, manifest.version, request.id, parameters, outputs), answers
+
+
+UNLOADING: Final = ("unload_dependents",)
+"""Parameters of an unload that Triton's clients always send. No model depends on another one here."""
+
+
+def check_parameters(given: Iterable[str], known: Collection[str]) -> None:
+    """Triton's `config` and `file:` bring a model's contents along, past every check of a bundle.
+
+    Raises InvalidRequest for whatever is not `known`.
+    """
+    for name in sorted(set(given) - set(known)):
+        raise InvalidRequest((BadValue(f"parameters.{name}", "given", "supported: bundles come from the folder"),))
 
 
 def version_of(text: str, field: str) -> int:

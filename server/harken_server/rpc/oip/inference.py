@@ -1,6 +1,6 @@
 """The service inference.GRPCInferenceService: the Open Inference Protocol over gRPC, with what Triton's clients ask."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -11,7 +11,7 @@ from harken.oip import inference_pb2 as pb
 from harken_server.errors import BadValue, InvalidRequest, ModelNotFound, NotReady, TurnedOff
 from harken_server.execution.control import Control
 from harken_server.rpc.calls import Call, Calls, Context, when_done
-from harken_server.rpc.oip.infer import infer, version_of
+from harken_server.rpc.oip.infer import UNLOADING, check_parameters, infer, version_of
 from harken_server.rpc.oip.messages import (
     LIMITS,
     config_of,
@@ -186,18 +186,19 @@ class Inference:
         """RepositoryModelUnload: accept no more for the model, and let go of it once what was accepted is answered."""
 
         async def work(request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
-            await self._control.unload(self._named(request))
+            await self._control.unload(self._named(request, UNLOADING))
             return pb.RepositoryModelUnloadResponse()
 
         return await self._unary("RepositoryModelUnload", raw, context, pb.RepositoryModelUnloadRequest, work)
 
-    def _named(self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+    def _named(
+        self,
+        request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest,
+        known: Collection[str] = (),
+    ) -> str:
         if not self._control.allowed:
             raise TurnedOff("model_control")
-        if request.parameters:
-            # Triton's `config` and `file:` bring a model's contents along, past every check of a bundle.
-            name = sorted(request.parameters)[0]
-            raise InvalidRequest((BadValue(f"parameters.{name}", "given", "supported: bundles come from the folder"),))
+        check_parameters(request.parameters, known)
         if not request.model_name:
             return request.repository_name  # KServe's own protocol has the model's name in its place
         _only_repository(request.repository_name)

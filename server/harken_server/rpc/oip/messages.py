@@ -49,7 +49,7 @@ def request_of(message: pb.ModelInferRequest) -> Request:
         field = f"inputs[{index}]"
         if raw and tensor.HasField("contents"):
             raise InvalidRequest((NotTogether(f"{field}.contents", "raw_input_contents"),))
-        content: bytes | Sequence[object] = raw[index] if raw else _elements(tensor)
+        content: bytes | Sequence[object] = raw[index] if raw else _elements(tensor, field)
         content_field = f"raw_input_contents[{index}]" if raw else f"{field}.contents"
         parameters = _without(_values(tensor.parameters), "binary_data_size")
         inputs.append(
@@ -155,9 +155,15 @@ def _duration(durations: Durations) -> pb.StatisticDuration:
     return pb.StatisticDuration(count=durations.count, ns=round(durations.sum_s * 1e9))
 
 
-def _elements(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[object]:
-    """The typed contents, of the field that the datatype has. A datatype that has none is refused by its name later."""
+def _elements(tensor: pb.ModelInferRequest.InferInputTensor, place: str) -> Sequence[object]:
+    """The typed contents, of the field that the datatype has. A datatype that has none is refused by its name later.
+
+    Raises InvalidRequest if those of another one stand there too.
+    """
     field = _CONTENTS.get(tensor.datatype)
+    for other, _ in tensor.contents.ListFields():
+        if field and other.name != field:
+            raise InvalidRequest((NotTogether(f"{place}.contents.{other.name}", f"the datatype {tensor.datatype}"),))
     elements: Sequence[object] = getattr(tensor.contents, field) if field else ()
     return elements
 

@@ -42,7 +42,8 @@ class Embed:
         """POST /embed."""
 
         async def work(call: Call, body: bytes) -> Reply:
-            given = parse_json(body)
+            # As there, null is what is not given.
+            given = {name: value for name, value in parse_json(body).items() if value is not None}
             problems = unknown_names(given, _FIELDS)
 
             def flag(name: str, default: bool) -> bool:

@@ -77,6 +77,8 @@ def values_of(given: object, field: str) -> Sequence[object]:
     if isinstance(given, str):
         return [given]
     if isinstance(given, list) and given:
+        if len({isinstance(value, str) for value in given}) > 1 and any(isinstance(value, list) for value in given):
+            raise InvalidRequest((BadValue(field, "texts and token ids", "a list of one or the other"),))
         return [given] if type(given[0]) is int else given
     if given is None or given == []:
         raise InvalidRequest((Missing(field),))

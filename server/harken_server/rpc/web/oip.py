@@ -1,6 +1,6 @@
 """The Open Inference Protocol over HTTP, with Triton's binary tensor data."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from harken_server.errors import BadValue, InvalidRequest, NotReady, Problem, ShapeDisagrees, TooMany, TurnedOff
 from harken_server.execution.control import Control
 from harken_server.rpc.calls import Call
-from harken_server.rpc.oip.infer import infer, version_of
+from harken_server.rpc.oip.infer import UNLOADING, check_parameters, infer, version_of
 from harken_server.rpc.oip.messages import config_of, metadata_of, server_metadata, statistics_of
 from harken_server.rpc.oip.values import InputTensor, OutputTensor, Parameter, WantedOutput
 from harken_server.rpc.oip.values import Request as InferRequest
@@ -119,7 +119,7 @@ class Oip:
 
     async def unload(self, request: Request) -> ASGIApp:
         """POST /v2/repository/models/NAME/unload."""
-        return await self._change(request, "POST /v2/repository/models/unload", self._control.unload)
+        return await self._change(request, "POST /v2/repository/models/unload", self._control.unload, UNLOADING)
 
     async def infer(self, request: Request) -> ASGIApp:
         """POST /v2/models/NAME[/versions/VERSION]/infer."""
@@ -153,12 +153,13 @@ class Oip:
 
         return await self._exchanges.answer(request, method, self, work)
 
-    async def _change(self, request: Request, method: str, change: Callable[[str], Awaitable[None]]) -> ASGIApp:
+    async def _change(
+        self, request: Request, method: str, change: Callable[[str], Awaitable[None]], known: Collection[str] = ()
+    ) -> ASGIApp:
         async def work(_: Call, body: bytes) -> Reply:
             if not self._control.allowed:
                 raise TurnedOff("model_control")
-            if body and parse_json(body).get("parameters"):
-                raise InvalidRequest((BadValue("parameters", "given", "supported: bundles come from the folder"),))
+            check_parameters(_parameters(parse_json(body), "parameters") if body else {}, known)
             await change(request.path_params["name"])
             return Reply(b"{}")
 
@@ -194,18 +195,18 @@ def _request_of(given: dict[str, Any], binary: bytes) -> tuple[InferRequest, boo
         field = f"inputs[{index}]"
         own = _parameters(tensor, f"{field}.parameters")
         size_bytes = own.pop(_BINARY_SIZE, None)
+        shape = tensor.get("shape")
+        if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+            raise InvalidRequest((BadValue(f"{field}.shape", shown(shape), "a list of numbers"),))
         content: bytes | Sequence[object]
         if size_bytes is None:
-            content = _flat(tensor.get("data", []), f"{field}.data")
+            content = _flat(tensor.get("data", []), shape, f"{field}.data")
         elif type(size_bytes) is int and 0 <= size_bytes <= len(binary) - position and "data" not in tensor:
             content = binary[position : position + size_bytes]
             position += size_bytes
         else:
             wanted = f"a number of bytes up to the {len(binary) - position} that are left, in place of data"
             raise InvalidRequest((BadValue(f"{field}.parameters.{_BINARY_SIZE}", shown(size_bytes), wanted),))
-        shape = tensor.get("shape")
-        if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-            raise InvalidRequest((BadValue(f"{field}.shape", shown(shape), "a list of numbers"),))
         name, datatype = _string(tensor, "name", field), _string(tensor, "datatype", field)
         inputs.append(InputTensor(name, datatype, tuple(shape), content, own, field, f"{field}.data"))
     if position != len(binary):
@@ -278,16 +279,20 @@ def _string(given: dict[str, Any], name: str, field: str) -> str:
     return value
 
 
-def _flat(data: object, field: str, depth: int = 0) -> list[object]:
-    """The elements in a row, whether they come so or in lists of lists."""
+def _flat(data: object, shape: Sequence[int], field: str, depth: int = 0) -> list[object]:
+    """The elements in a row, whether they come so or in lists of lists, which must be those of the shape."""
     if not isinstance(data, list) or depth > _MOST_DEPTH:
         raise InvalidRequest((BadValue(field, shown(data), "a list of elements"),))
     lists = sum(isinstance(element, list) for element in data)
     if lists > _MOST_LISTS:
         raise InvalidRequest((TooMany(field, lists, _MOST_LISTS),))
+    nested = bool(lists or depth)
+    if nested and (list(shape[depth : depth + 1]) != [len(data)] or lists != len(data) * (depth < len(shape) - 1)):
+        wanted = f"flat, or lists of lists as the shape {list(shape)} says"
+        raise InvalidRequest((BadValue(field, "nested in another way", wanted),))
     if not lists:
         return data
-    return [element for inner in data for element in _flat(inner, field, depth + 1)]
+    return [element for inner in data for element in _flat(inner, shape, field, depth + 1)]
 
 
 def _plain(message: Message) -> dict[str, Any]:

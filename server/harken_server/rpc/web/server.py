@@ -128,8 +128,8 @@ class Web:
 
     async def _readyz(self, request: Request) -> Response:
         state = self._exchanges.service.state
-        ready = state == "serving"
-        said = "ok\n" if ready else f"{state}\n"
+        ready = self._exchanges.service.ready
+        said = "ok\n" if ready else "stalled\n" if state == "serving" else f"{state}\n"
         return Response(said, 200 if ready else 503, self._named(request), media_type="text/plain")
 
     async def _no_route(self, request: Request, error: Exception) -> Response:
@@ -149,10 +149,14 @@ class Web:
         return {REQUEST_ID: self._exchanges.calls.request_id(given(request, REQUEST_ID))}
 
 
+_EMBED: Final = ("/embed", "/info", "/rerank", "/predict", "/similarity", "/tokenize", "/decode")
+"""Where text-embeddings-inference has its calls."""
+
+
 def _form_of(path: str, message: str) -> dict[str, object]:
     if path.startswith("/v1/"):
         return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "not_served"}}
-    if path.startswith(("/embed", "/info")):
+    if path.startswith(_EMBED):
         return {"error": message, "error_type": "Validation"}
     return {"error": message}
 

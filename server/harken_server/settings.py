@@ -211,7 +211,7 @@ class Settings(BaseSettings):
         description="Most calls and streams at a time over one gRPC connection; a client's further ones wait in it.",
     )
     max_connection_idle_s: float = Field(
-        300.0,
+        3600.0,
         ge=0,
         le=86400,
         description="A gRPC connection over which nothing is under way for so many seconds is closed; clients make "

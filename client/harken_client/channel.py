@@ -29,11 +29,20 @@ _KEEPALIVE_TIMEOUT_MS: Final = 10_000
 
 
 def open_channel(
-    target: str, *, max_message_bytes: int, max_attempts: int, credentials: grpc.ChannelCredentials | None
+    target: str,
+    *,
+    max_message_bytes: int,
+    max_attempts: int,
+    credentials: grpc.ChannelCredentials | None,
+    secret: bool = False,
 ) -> grpc.aio.Channel:
-    """A channel to every address of `target`. max_attempts = 1 turns gRPC's retries off, its transparent ones too."""
+    """A channel to every address of `target`. max_attempts = 1 turns gRPC's retries off, its transparent ones too.
+
+    secret   whether calls carry what a proxy must not read: without TLS none is asked then
+    """
     options = [
         ("grpc.service_config", _service_config(max_attempts)),
+        ("grpc.enable_http_proxy", int(credentials is not None or not secret)),
         ("grpc.enable_retries", int(max_attempts > 1)),
         # A call is repeated only while its message is kept, by default up to 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),

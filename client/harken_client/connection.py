@@ -42,7 +42,11 @@ class Connection:
         self.max_attempts = max_attempts
         self.wait_for_ready = wait_for_ready
         self.channel = open_channel(
-            target, max_message_bytes=max_message_bytes, max_attempts=max_attempts, credentials=credentials
+            target,
+            max_message_bytes=max_message_bytes,
+            max_attempts=max_attempts,
+            credentials=credentials,
+            secret=bool(api_key),
         )
         self.metadata = (*(((_TENANT, tenant),) if tenant else ()), *bearer(api_key))
         self.stub: encoder_pb2_grpc.EncoderAsyncStub = encoder_pb2_grpc.EncoderStub(self.channel)

@@ -88,7 +88,7 @@ def make_key(name: str) -> tuple[str, str]:
 def _is_this_machine(address: str) -> bool:
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    places = re.sub(r"^(https?://|(dns|ipv4|ipv6):(//[^/]*/)?)", "", address).split("/")[0].split(",")
+    places = re.sub(r"^(https?://|(dns|ipv4|ipv6):(///)?)", "", address).split("/")[0].split(",")
     return all(_is_loopback(place) for place in places)
 
 

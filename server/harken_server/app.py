@@ -234,7 +234,7 @@ class App:
         """NOT_SERVING at once; go on accepting for a while; then refuse, finish what was accepted, and stop."""
         settings = self._settings
         log.info("draining", accepting_for_s=settings.drain_delay_s)
-        self._draining = True
+        self._draining = self._service.leaving = True
         self._following.stop()
         await self._health.drain()
         await self._probes.set(ready=False)

@@ -68,11 +68,13 @@ class Service:
         self._clock: Final = clock
         self._unsent_bytes = 0
         self.state: Literal["loading", "serving", "draining"] = "loading"
+        self.leaving = False
+        """Whether a drain has begun: it takes requests for a while, and nobody new shall be sent to it."""
 
     @property
     def ready(self) -> bool:
         """Whether it takes requests, and goes on to; and computes them."""
-        return self.state == "serving" and self._batcher.works
+        return self.state == "serving" and not self.leaving and self._batcher.works
 
     def versions(self, name: str) -> tuple[int, ...]:
         """The versions of a model that are served."""

@@ -123,6 +123,8 @@ class BadCallers:
             )
             vectors = [np.frombuffer(content, "<f4") for content in inferred.raw_output_contents]
         else:
+            # Texts, or token ids: not both in one call.
+            chosen = [one for one in chosen if bool(one[0].text) == bool(chosen[0][0].text)]
             inputs = [one.text or list(one.token_ids.ids) for one, _ in chosen]
             status, body = await self._post("/v1/embeddings", json.dumps({"input": inputs}).encode())
             vectors = [entry["embedding"] for entry in json.loads(body)["data"]] if status == 200 else []

@@ -1,6 +1,7 @@
 """API keys and TLS as the client has them: where a key comes from, where it may go, and where it must never stand."""
 
 import hashlib
+import socket
 import tomllib
 from pathlib import Path
 
@@ -26,6 +27,19 @@ async def test_the_key_goes_with_every_call_and_stream(fake: FakeEncoder, target
     assert len(fake.authorizations) == 8
     assert set(fake.authorizations.values()) == {f"Bearer {KEY}"}
     assert set(fake.tenants.values()) == {"acme"}
+
+
+def test_in_plain_text_it_goes_through_no_proxy(
+    fake: FakeEncoder, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.2)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with Client(target.replace("127.0.0.1", "localhost"), api_key=KEY) as client:
+            client.encode(["a"])
+        with pytest.raises(TimeoutError):
+            proxy.accept()
 
 
 def test_the_environment_holds_the_key_where_none_is_given(
@@ -55,7 +69,7 @@ async def test_a_key_may_go_to_this_machine_in_plain_text(target: str) -> None:
     "target",
     [
         "harken:8001", "10.0.0.1:8001", "[2001:db8::1]:8001", "dns:///harken:8001", "ipv4:127.0.0.1:1,10.0.0.1:1",
-        "localhost.example.com:8001", "127.0.0.1.example.com:1", "dns://localhost/harken:8001",
+        "localhost.example.com:8001", "127.0.0.1.example.com:1", "dns://localhost/harken:8001", "dns://8.8.8.8/localhost:8001",
     ],
 )  # fmt: skip
 async def test_it_goes_nowhere_else_in_plain_text_unless_that_is_said(target: str) -> None:

@@ -269,6 +269,10 @@ def test_keys_come_and_go_without_a_restart_and_a_broken_file_changes_nothing(
         code = grpc.StatusCode.UNAUTHENTICATED.value[0]
         assert any(answer.result.error.code == code for answer in opened)
         opened.cancel()
+        # The last one can be taken out as well.
+        keys.path.write_text("keys = []\n")
+        wait_for(server, "files read again", times=3)
+        assert told(encode, server, keys.bearer("new")).reason == "KEY_UNKNOWN"
 
 
 SHA = "0" * 64

@@ -14,6 +14,7 @@ from harken_client import Client
 from support.calls import ids, stub
 from support.releases import look, release
 from support.server import RunningServer, running_server
+from support.web import call
 
 
 @contextmanager
@@ -77,6 +78,8 @@ def test_within_the_delay_nobody_is_refused(tiny_models: Path) -> None:
         server.terminate()
         server.wait_until("the drain", lambda: logged(server, "draining"))
         before = ends["OK"]
+        for path in ("/readyz", "/v2/health/ready", "/health"):
+            assert call(server, "GET", path).status == 503
         time.sleep(1.5)
         assert set(ends) == {"OK"}
         assert ends["OK"] > before

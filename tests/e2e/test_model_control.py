@@ -10,6 +10,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harken.oip import inference_pb2 as pb
 from harken_client import Client
+from support.calls import ids
 from support.inference import (
     MODEL,
     infer,
@@ -18,6 +19,7 @@ from support.inference import (
     refusal_of,
     typed_ids,
 )
+from support.open_stream import OpenStream
 from support.server import RunningServer, running_server
 
 
@@ -86,6 +88,16 @@ def test_a_new_version_inherits_what_the_old_one_costs(tiny_models: Path, tmp_pa
         request.model_version = "1"
         assert service.ModelInfer(request).model_version == "1"
         assert list(service.ModelMetadata(pb.ModelMetadataRequest(name="tiny")).versions) == ["1", "2"]
+
+
+def test_a_stream_that_named_a_version_gets_its_vectors_whatever_else_is_served(tiny_models: Path) -> None:
+    with running_server(tiny_models, "--model-control") as server, oip(server) as service:
+        with OpenStream(server, version=1) as stream:
+            given = ids([5] * 100)[0]
+            before = stream.answer(given)
+            service.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="tiny"))
+            after = stream.answer(given)
+        assert (after.tokens, after.truncated, after.embedding) == (100, False, before.embedding)
 
 
 def test_only_bundles_that_a_digest_names_are_served(tiny_models: Path, tmp_path: Path) -> None:

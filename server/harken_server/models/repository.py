@@ -40,7 +40,7 @@ class Repository:
         self._models: Final[dict[str, dict[int, Model]]] = {}
         self._pins: Final[dict[str, int]] = {}
         self.max_length = 0
-        """The longest sequence that any model takes, in tokens."""
+        """The longest sequence that any model takes, or took: a stream may still hold one that was retired."""
 
     def add(self, model: Model) -> None:
         """Serve this version from now on."""
@@ -56,7 +56,6 @@ class Repository:
             del self._pins[name]
         if not self._models[name]:
             del self._models[name]
-        self.max_length = max((model.manifest.max_length for model in self), default=0)
 
     def pin(self, name: str, version: int | None) -> None:
         """Make a version that is served the default; None: the highest is it, whichever that will be."""

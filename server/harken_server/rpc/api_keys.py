@@ -50,7 +50,8 @@ class ApiKey(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    keys: Annotated[list[ApiKey], Field(min_length=1)]
+    keys: list[ApiKey]
+    """None lets nobody in."""
 
 
 class Caller:

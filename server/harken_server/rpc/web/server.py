@@ -127,9 +127,12 @@ class Web:
         return Response("ok\n", headers=self._named(request), media_type="text/plain")
 
     async def _readyz(self, request: Request) -> Response:
-        state = self._exchanges.service.state
-        ready = self._exchanges.service.ready
-        said = "ok\n" if ready else "stalled\n" if state == "serving" else f"{state}\n"
+        service = self._exchanges.service
+        state: str = service.state
+        ready = service.ready
+        if state == "serving" and not ready:
+            state = "draining" if service.leaving else "stalled"
+        said = "ok\n" if ready else f"{state}\n"
         return Response(said, 200 if ready else 503, self._named(request), media_type="text/plain")
 
     async def _no_route(self, request: Request, error: Exception) -> Response:

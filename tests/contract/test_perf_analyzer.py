@@ -31,7 +31,7 @@ def perf_analyzer(server: RunningServer, *options: str) -> list[dict[str, Any]]:
         "--max-trials",
         "4",
         "--stability-percentage",
-        "80",
+        "1000",
         "-f",
         f"{INSIDE}/report.csv",
     ]

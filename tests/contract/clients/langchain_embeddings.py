@@ -53,7 +53,7 @@ class Outcomes:
 def standard_tests() -> dict[str, str]:
     os.environ["HARKEN_TARGET"] = TARGET
     outcomes = Outcomes()
-    alone = ["-c", os.devnull, "--rootdir", os.path.dirname(__file__), "-p", "no:cacheprovider"]
+    alone = ["-c", os.devnull, "--rootdir", os.path.dirname(__file__), "-p", "no:cacheprovider", "--noconftest"]
     with redirect_stdout(sys.stderr):
         pytest.main([*alone, "-o", "asyncio_mode=auto", __file__], plugins=[outcomes])
     return outcomes.of

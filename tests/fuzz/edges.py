@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Final
@@ -211,3 +212,15 @@ def _keys(clock: Callable[[], float]) -> ApiKeys:
         file.write(f'[[keys]]\nname = "only"\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\n')
         file.flush()
         return ApiKeys(file.name, clock)
+
+
+@cache
+def plain() -> Edges:
+    """Without keys; made once."""
+    return Edges()
+
+
+@cache
+def with_keys() -> Edges:
+    """With keys; made once."""
+    return Edges(keys=True)

@@ -3,10 +3,9 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Final
 
-from fuzz.edges import Edges
+from fuzz.edges import Edges, plain, with_keys
 from fuzz.edits import edited
 from starlette.types import Message
 from uvicorn.server import ServerState
@@ -38,16 +37,6 @@ _RIGHT: Final[Sequence[tuple[str, Any]]] = (
 _STATUSES: Final = (200, 400, 401, 404, 413, 422, 429)
 
 
-@cache
-def _edges() -> Edges:
-    return Edges()
-
-
-@cache
-def _with_keys() -> Edges:
-    return Edges(keys=True)
-
-
 def body(data: bytes) -> None:
     """The first byte is the route, the next two how much of the rest is JSON before binary data (0: all of it).
 
@@ -59,20 +48,20 @@ def body(data: bytes) -> None:
         data, raw = b"", edited(right, data[1:])
     json_bytes = int.from_bytes(data[1:3], "big")
     headers = [(b"inference-header-content-length", b"%d" % json_bytes)] if json_bytes else []
-    _check(*_asked(_edges(), path, headers, raw))
+    _check(*_asked(plain(), path, headers, raw))
 
 
 def headers(data: bytes) -> None:
     """Lines `name: value` of a request whose body is fine; of a server without keys, and of one with them."""
     given = [line.partition(b":")[::2] for line in data.split(b"\n")[:16]]
     lowered = [(name.strip().lower(), value.strip()) for name, value in given]
-    for edges in (_edges(), _with_keys()):
+    for edges in (plain(), with_keys()):
         _check(*_asked(edges, "/v2/models/tiny/infer", lowered, _FINE))
 
 
 def connection(data: bytes) -> None:
     """What comes over a connection, in two pieces."""
-    edges = _edges()
+    edges = plain()
     transport = _Transport()
     with edges.no_bug():
         edges.loop.run_until_complete(_talk(edges, transport, data))

@@ -8,13 +8,14 @@ from threading import Semaphore
 import numpy as np
 import pytest
 from harken_server.errors import Abandoned, ComputeFailed, Expired
-from harken_server.execution.batcher import Batcher, Served
+from harken_server.execution.batcher import Batcher
 from harken_server.execution.collate import Buffers, PaddedBatch, collate
 from harken_server.execution.engine import SENTENCE, TOKENS, EngineError, Halt, Outputs
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane, run_batch
 from harken_server.execution.pending import Pending, Stamps
 from harken_server.execution.results import Results
+from harken_server.execution.served import Served
 from harken_server.scheduling.admission import Capacity
 from harken_server.scheduling.backlog import Backlog
 from harken_server.scheduling.companions import Limits

@@ -9,13 +9,14 @@ from threading import Event, Semaphore
 import numpy as np
 import pytest
 from harken_server.errors import ComputeFailed
-from harken_server.execution.batcher import Batcher, Served
+from harken_server.execution.batcher import Batcher
 from harken_server.execution.collate import PaddedBatch
 from harken_server.execution.engine import SENTENCE, EngineError, Halt, Outputs
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Lane
 from harken_server.execution.pending import Pending, Stamps
 from harken_server.execution.results import Results
+from harken_server.execution.served import Served
 from harken_server.execution.watchdog import MOST_HANGING, EngineHangs, Watchdog
 from harken_server.scheduling.admission import Capacity
 from harken_server.scheduling.backlog import Backlog

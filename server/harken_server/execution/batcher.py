@@ -14,11 +14,12 @@ from typing import Final
 import structlog
 
 from harken_server.errors import BacklogFull, ComputeFailed, Expired, NoMemory, Refusal
-from harken_server.execution.engine import Halt, Runner
+from harken_server.execution.engine import Halt
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Clock, Lane, Ran, shrink
-from harken_server.execution.pending import Outcome, Pending, Vectors, outcome_label
+from harken_server.execution.pending import Outcome, Pending, Vectors
 from harken_server.execution.results import Results
+from harken_server.execution.served import ModelKey, Served
 from harken_server.execution.watchdog import MOST_HANGING, EngineHangs, Watchdog
 from harken_server.scheduling.admission import Capacity, admit, meet_deadline, predicted_wait_s
 from harken_server.scheduling.backlog import Backlog
@@ -27,27 +28,12 @@ from harken_server.scheduling.lanes import Lanes
 from harken_server.scheduling.memory import MemoryBudget, MemoryModel
 from harken_server.scheduling.policy import Start, decide
 from harken_server.telemetry.instruments import Count
-from harken_server.telemetry.metrics import Metrics, ModelMetrics
+from harken_server.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 _IDLE_S: Final = 1.0
 """How long nothing must run before memory goes back: giving and taking it costs large batches a few percent."""
-
-ModelKey = tuple[str, int]
-"""Name and version."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model that the batcher runs."""
-
-    runners: Sequence[Runner]
-    """runners[i] is what narrow lane i runs; they may all be the same."""
-    wide_runner: Runner | None
-    """What the wide lane runs; None where it does not pay, or there is none."""
-    backlog: Backlog[Pending]
-    metrics: ModelMetrics
 
 
 @dataclass(eq=False, slots=True)
@@ -234,7 +220,7 @@ class Batcher:
             else:
                 served.metrics.cache_hits.inc()
                 served.metrics.statistics.cache_hit.add(took_s)
-                self._settle(served, pending, vectors)
+                served.settle(pending, vectors)
         self._pump()
 
     def _look(self, pending: Pending) -> tuple[Pending, Vectors | None, float]:
@@ -288,7 +274,7 @@ class Batcher:
         served = self._models[key]
         for pending in pendings:
             served.backlog.remove(pending)
-            self._settle(served, pending, outcome)
+            served.settle(pending, outcome)
         # Whoever left may have led, and have waited for more memory than the next one needs.
         self._pump()
 
@@ -317,7 +303,7 @@ class Batcher:
             # Never computed. The rest may deserve another batch, so the decision is made anew.
             for pending in expired:
                 served.backlog.remove(pending)
-                self._settle(served, pending, Expired(pending.deadline.by_cap))
+                served.settle(pending, Expired(pending.deadline.by_cap))
             return
         for rider, pending in served.backlog.start(list(start.batch)):
             pending.riders.append(rider)
@@ -419,21 +405,24 @@ class Batcher:
         start = run.start
         served = self._models[start.model]
         for pending in ran.expired:
-            self._settle(served, pending, Expired(pending.deadline.by_cap))
+            served.settle(pending, Expired(pending.deadline.by_cap))
         answers: list[tuple[Pending, Outcome]] = list(zip(ran.pendings, ran.outcomes, strict=True))
         if ran.short:
             answers = self._after_no_memory(served, ran.short, answers)
         # The lane gets its next batch first, its last one's answers go out while that runs.
         self._pump(ahead=True)
         if ran.pendings:
-            self._count(served, start, ran, took_s)
+            self._busy_seconds[start.lane].inc(ran.busy_s)
+            for pending in ran.pendings:
+                self._metrics.tenant_tokens.labels(pending.tenant.queue).inc(pending.length)
+            served.count(start, ran, took_s)
         now_s = self._clock()
         for pending, outcome in answers:
             pending.stamps.scattered_s = now_s
-            self._settle(served, pending, outcome)
+            served.settle(pending, outcome)
             for rider in pending.riders:
                 rider.stamps.follow(pending.stamps)
-                self._settle(served, rider, outcome)
+                served.settle(rider, outcome)
             if pending.key and self._results.kept and not isinstance(outcome, Exception):
                 self._results.keep(pending.key, outcome)
         if ran.pendings:
@@ -488,38 +477,6 @@ class Batcher:
                 lane.call(partial(shrink, runner))
             if served.wide_runner is not None:
                 self._lanes[-1].call(partial(shrink, served.wide_runner))
-
-    def _settle(self, served: Served, pending: Pending, outcome: Outcome) -> None:
-        if not pending.settle(outcome):
-            return
-        served.metrics.finished[outcome_label(outcome)].inc()
-        if not isinstance(outcome, Exception):
-            served.metrics.statistics.sequences += 1
-            stages, stamps = served.metrics.stages, pending.stamps
-            stages["tokenize"].observe(stamps.queued_s - stamps.received_s)
-            stages["queue"].observe(stamps.taken_s - stamps.queued_s)
-            stages["collate"].observe(stamps.collated_s - stamps.taken_s)
-            stages["compute"].observe(stamps.computed_s - stamps.collated_s)
-            stages["scatter"].observe(stamps.scattered_s - stamps.computed_s)
-
-    def _count(self, served: Served, start: Start[ModelKey, Pending], ran: Ran, took_s: float) -> None:
-        """`took_s`: from its start until its lane was free again, which is what the next one has to wait for."""
-        rows = len(ran.pendings)
-        real = sum(pending.length for pending in ran.pendings)
-        padded_length = max(pending.length for pending in ran.pendings)
-        metrics = served.metrics
-        metrics.batches[start.closed_by].inc()
-        metrics.batch_sequences.observe(rows)
-        metrics.batch_padded_tokens.observe(rows * padded_length)
-        metrics.tokens_real.inc(real)
-        metrics.tokens_padding.inc(rows * padded_length - real)
-        for pending in ran.pendings:
-            self._metrics.tenant_tokens.labels(pending.tenant.queue).inc(pending.length)
-        self._busy_seconds[start.lane].inc(ran.busy_s)
-        if ran.compute_s > 0.0:
-            if rows == len(start.batch):
-                metrics.cost_error.observe(abs(start.predicted_s / took_s - 1.0))
-            served.backlog.learn(start.wide, rows, padded_length, took_s)
 
     def _running_s(self) -> float:
         """The predicted rest of what runs, and what is prepared, in seconds of narrow lanes."""

@@ -8,9 +8,9 @@ from typing import Final, Literal
 import structlog
 
 from harken_server.errors import LoadFailed, ModelNotFound
-from harken_server.execution.batcher import ModelKey
 from harken_server.execution.engine import DeviceUnavailable
 from harken_server.execution.loading import Loader
+from harken_server.execution.served import ModelKey
 from harken_server.models.bundle import MANIFEST, BundleError, Found, signature
 from harken_server.models.repository import Repository, kept
 from harken_server.telemetry.metrics import Metrics

@@ -8,7 +8,7 @@ import numpy as np
 import structlog
 from harken.v1 import bundle_pb2
 
-from harken_server.execution.batcher import Batcher, ModelKey, Served
+from harken_server.execution.batcher import Batcher
 from harken_server.execution.calibration import Grid
 from harken_server.execution.collate import Buffers, collate
 from harken_server.execution.engine import (
@@ -24,6 +24,7 @@ from harken_server.execution.engine import (
 from harken_server.execution.lanes import Clock, Lane
 from harken_server.execution.measuring import Measured, Measuring
 from harken_server.execution.pending import Pending
+from harken_server.execution.served import ModelKey, Served
 from harken_server.execution.surfaces import Surfaces
 from harken_server.models.bundle import Bundle, BundleError, Found, read_bundle
 from harken_server.models.repository import (

@@ -185,6 +185,7 @@ def test_ctrl_c_in_a_stream_is_itself_and_the_client_works_on(fake: FakeEncoder,
     code = f"""
 import os, signal, threading
 from harken_client import Client
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
 with Client({target!r}) as client:
     for attempt in range(3):
         results = client.encode_stream(str(number) for number in range(1000))

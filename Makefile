@@ -11,7 +11,7 @@ BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test contract chaos soak fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
+.PHONY: help demo serve test contract deploy-check chaos soak fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: .venv/.dev lint model ## every check and every test
 
 contract: .venv/.dev model build/contract/.done ## other people's clients, unmodified, against a real server
 	@$(BIN)/python -m pytest tests/contract
+
+deploy-check: .venv/.dev model build/deploy/.done ## image, manifests, monitoring, balance: with real parts (STRICT=1 fails on a skip)
+	@STRICT=$(STRICT) $(BIN)/python -m pytest tests/deploy
 
 chaos: .venv/.dev model ## faults and overload on real servers: what was lost, what was wrong (20 minutes; SHORT=1 one)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --models $(MODELS) $(if $(SHORT),--short)
@@ -110,6 +113,11 @@ build/contract/.done: tests/contract/setup_perf_analyzer.sh tests/contract/requi
 	    -r tests/contract/requirements/$$name.txt || exit 1; \
 	done
 	@tests/contract/setup_perf_analyzer.sh build/contract/perf_analyzer $(BIN)/python
+	@touch $@
+
+build/deploy/.done: tests/deploy/setup.sh tests/deploy/requirements.txt
+	@echo "== setting up the tools of deploy-check (minutes, once)"
+	@tests/deploy/setup.sh build/deploy $(PYTHON)
 	@touch $@
 
 build/lock/.done:

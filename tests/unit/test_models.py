@@ -1,6 +1,8 @@
 """The tokenizer and the repository."""
 
+import base64
 import hashlib
+import json
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from harken.v1 import bundle_pb2
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 from harken_server.models.bundle import BundleError, Found, read_bundle
+from harken_server.models.growth import check_growth
 from harken_server.models.repository import Model, Repository, find_bundles, kept
 from harken_server.models.tokenizer import Reading, Tokenizer, TooManySequences
 from hypothesis import given, settings
@@ -161,6 +164,60 @@ def test_a_tokenizer_that_cannot_serve_is_refused(content: bytes, message: str) 
         Tokenizer(content, 4, 1000)
 
 
+def changed(**parts: Any) -> bytes:
+    """The tokenizer of one of the fuzzers' seeds, with other parts."""
+    return json.dumps({**json.loads((SEEDS / "word_piece").read_bytes()), **parts}).encode()
+
+
+def replacing(what: dict[str, str], by: str, times: int = 1) -> dict[str, Any]:
+    """Normalizers, one after another."""
+    return {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": what, "content": by}] * times}
+
+
+A_TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+SENTENCEPIECE = base64.b64encode(b"\x04\0\0\0triea\0bc\0").decode()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"normalizer": replacing({"String": "a"}, "a" * 1000, 4)}, "a text 1000000000000 times as long; at most 64"),
+        ({"normalizer": replacing({"String": ""}, "a" * 50)}, "101 times"),
+        ({"normalizer": replacing({"Regex": "x*"}, "a" * 50)}, "101 times"),
+        ({"normalizer": {"type": "Prepend", "prepend": "a" * 64}}, "65 times"),
+        ({"normalizer": replacing({"String": "ab"}, "a" * 129)}, "65 times"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 3}}, "125 times"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 17}}, "has 18 normalizers"),
+        ({"normalizer": {"pattern": {"String": "a"}, "content": "a" * 1000}}, "is none that .* check: KeyError"),
+        ({"normalizer": {"type": "Grow"}}, "'Grow' is not known"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "is not base64"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": [A_TEXT] * 9}}, "takes the text 9 times"),
+        ({"model": {"type": "WordPiece", "max_input_chars_per_word": 513}}, "max_input_chars_per_word is 513"),
+    ],
+)
+def test_a_tokenizer_that_may_make_a_text_much_longer_is_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        Tokenizer(changed(**parts), 16, 1000)
+
+
+def test_a_key_that_stands_twice_in_a_tokenizer_is_refused() -> None:
+    content = changed(normalizer=None).replace(b'"normalizer": null', b'"normalizer": null, "normalizer": null')
+    with pytest.raises(BundleError, match="a key twice"):
+        Tokenizer(content, 16, 1000)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": replacing({"Regex": " {2,}"}, " "), "pre_tokenizer": {"type": "ByteLevel"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": SENTENCEPIECE}},
+        {"normalizer": {"type": "Prepend", "prepend": "\u2581"}},
+    ],
+)
+def test_what_tokenizers_commonly_do_is_not_refused(parts: dict[str, Any]) -> None:
+    check_growth(changed(**parts))
+
+
 def test_a_pooling_that_is_not_known_is_refused(tiny_models: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_models / "tiny", tmp_path / "tiny")
     manifest = tmp_path / "tiny" / "1" / "bundle.json"
@@ -219,7 +276,7 @@ def test_what_is_not_there_is_told_with_what_is() -> None:
 
 
 def test_only_folders_of_a_name_and_a_number_are_bundles(tmp_path: Path) -> None:
-    for folder in ("b/2", "a/10", "a/9", ".a.tmp/1", "a/latest", "a/0"):
+    for folder in ("b/2", "a/10", "a/9", ".a.tmp/1", "a/latest", "a/0", "a/08", "a/1234567890", "a/\u0663"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "c").write_text("")
     assert [(found.name, found.version) for found in find_bundles(tmp_path, "")] == [("a", 9), ("a", 10), ("b", 2)]

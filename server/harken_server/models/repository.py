@@ -1,5 +1,6 @@
 """Which model versions are served, and which one a request means."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ PIN: Final = "default"
 """The file in a model's folder that names the version of requests that name none."""
 
 _PIN_LIMIT_BYTES: Final = 32
+# As the protocols have it; and 08 is no second name of 8.
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def find_bundles(models: Path, model_name: str) -> list[Found]:
     folders = [
         Found(folder, folder.parent.name, int(folder.name))
         for folder in models.glob("*/*")
-        if NAME.fullmatch(folder.parent.name) and folder.name.isdecimal() and int(folder.name) > 0 and folder.is_dir()
+        if NAME.fullmatch(folder.parent.name) and _VERSION.fullmatch(folder.name) and folder.is_dir()
     ]
     if not folders:
         raise BundleError(
@@ -127,7 +130,7 @@ def pinned_version(models: Path, name: str) -> int | None:
     if not path.is_symlink() and not path.exists():
         return None
     text = read_file(path.parent, PIN, _PIN_LIMIT_BYTES).decode("ascii", "replace").strip()
-    if not text.isdecimal() or int(text) < 1:
+    if not _VERSION.fullmatch(text):
         raise BundleError(f"{path}: {text[:_PIN_LIMIT_BYTES]!r} is no version, which is a number from 1")
     return int(text)
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from harken_server.models.bundle import BundleError
+from harken_server.models.growth import check_growth
 
 Ids = npt.NDArray[np.int64]
 Places = npt.NDArray[np.uint32]
@@ -70,9 +71,10 @@ class Tokenizer:
     def __init__(self, content: bytes, max_length: int, vocab_size: int) -> None:
         """`content`: a tokenizer.json.
 
-        Raises BundleError if it is none, fails on a text, makes ids that the model does not know, or leaves no room
-        beside its special tokens.
+        Raises BundleError if it is none, may make texts too long, fails on a text, makes ids that the model does not
+        know, or leaves no room beside its special tokens.
         """
+        check_growth(content)
         try:
             with _no_panic():
                 tokenizer = HuggingFaceTokenizer.from_buffer(content)

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +44,21 @@ def watch(server: RunningServer, service: str) -> tuple[grpc.Channel, list[str],
     thread.start()
     server.wait_until("the watch", lambda: bool(seen))
     return channel, seen, thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_server_is_even_imported_ends_it_with_zero(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "harken_server", "--models", "/none"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        # Python has a handler of its own for SIGINT; SIGTERM's is the last to come. Its models are not there: had it
+        # come so far as to look for them, it would end with 2.
+        while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+            time.sleep(0.001)
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
 
 
 def test_an_idle_server_with_an_open_watch_exits_at_once_with_zero(tiny_models: Path) -> None:

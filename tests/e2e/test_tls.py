@@ -1,8 +1,11 @@
 """TLS on both ports: who gets in, what a wrong file costs, and certificates that change under traffic."""
 
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -107,6 +110,22 @@ def test_both_ports_speak_tls_and_only_tls(tiny_models: Path, files: Files) -> N
         with grpc.insecure_channel(f"127.0.0.1:{server.health_port}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1  # type: ignore[attr-defined]
+
+
+def test_a_handshake_is_limited_in_time(tiny_models: Path, files: Files) -> None:
+    ours = trustme.CA()
+    files.issue(ours)
+    with running_server(tiny_models, *files.options) as server:
+        lines = len(server.log)
+        began_s = time.monotonic()
+        for port in (server.http_port, server.grpc_port):
+            with socket.create_connection(("127.0.0.1", port), timeout=40) as connection, suppress(ConnectionError):
+                connection.sendall(b"\x16\x03\x01")
+                while connection.recv(4096):
+                    pass
+        assert time.monotonic() - began_s < 50
+        assert Caller(ours).both(server) == (True, True)
+        assert [line["event"] for line in server.log[lines:] if "level" in line] == []
 
 
 def test_with_a_client_ca_nobody_comes_in_without_one_of_its_certificates(tiny_models: Path, files: Files) -> None:

@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 STATE = tempfile.TemporaryDirectory(prefix="harken-state-")
 """What one server measures, the next one of this run need not."""
 
-COMMAND = [sys.executable, "-c", "from harken_server.app import main; main()"]
+COMMAND = [sys.executable, "-m", "harken_server"]
 
 
 @dataclass

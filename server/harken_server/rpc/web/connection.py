@@ -16,8 +16,8 @@ HEAD_BYTES: Final = 64 << 10
 """Most bytes of a request's line, headers and trailers together."""
 
 HEAD_S: Final = 10.0
-"""A connection must have asked for something by then, and the headers of each later request must be complete; so must
-a body that was answered before it was."""
+"""A TLS handshake must be over by then, a connection have asked for something as long after, and the headers of each
+later request must be complete; so must a body that was answered before it was."""
 
 _BETWEEN: Final = len(": \r\n")
 

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from harken_server.execution.control import Control
 from harken_server.rpc.calls import REQUEST_ID
-from harken_server.rpc.web.connection import Connection
+from harken_server.rpc.web.connection import HEAD_S, Connection
 from harken_server.rpc.web.embed import Embed
 from harken_server.rpc.web.exchange import Exchanges, given
 from harken_server.rpc.web.oip import Oip
@@ -172,6 +172,25 @@ def _silence() -> None:
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's own, which gives a TLS handshake a minute, and says no word of how to change it."""
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def connect() -> Connection:
+            connection: Connection = config.http_protocol_class(  # type: ignore[call-arg, assignment]  # it is ours
+                config=config, server_state=self.server_state, app_state={}, _loop=loop
+            )
+            return connection
+
+        limit_s = None if config.ssl is None else HEAD_S
+        self.servers = [
+            await loop.create_server(
+                connect, sock=one, ssl=config.ssl, backlog=config.backlog, ssl_handshake_timeout=limit_s
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The process has handlers of its own, and drains before it stops."""

@@ -21,7 +21,18 @@ from harken_client.errors import (
     Unavailable,
 )
 from harken_client.sync import Client
-from harken_client.values import Batch, BatchMember, Chunk, Chunking, Encoding, Match, ModelInfo, StreamResult, Timings
+from harken_client.values import (
+    Batch,
+    BatchMember,
+    Chunk,
+    Chunking,
+    Encoding,
+    Match,
+    ModelInfo,
+    Setting,
+    StreamResult,
+    Timings,
+)
 
 __all__ = [
     "AsyncClient",
@@ -42,6 +53,7 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "PermissionDenied",
+    "Setting",
     "StreamResult",
     "Timings",
     "Unauthenticated",

@@ -4,6 +4,7 @@ Ends with 0; 1 after an error of the server or of an input; 2 after wrong usage;
 """
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -270,6 +271,35 @@ def explain_batches(
             Console().print(batches.table(explained))
         else:
             print("no batch has run yet")
+
+    run_to_end(run())
+
+
+@app.command()
+def settings(
+    context: typer.Context,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: change it until the server's process ends; repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object of all of them.")] = False,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Print what the server is set to: * is not the default, + can be changed while it runs."""
+    changes = dict(one.split("=", 1) for one in change or () if "=" in one)
+    if len(changes) < len(change or ()):
+        raise typer.BadParameter("is NAME=VALUE, each name once", param_hint="--set")
+
+    async def run() -> None:
+        async with client_of(context, server, timeout_s=timeout_s) as client:
+            listed = await client.settings(changes)
+        if as_json:
+            print(json.dumps({setting.name: setting.value for setting in listed}))
+            return
+        for setting in listed:
+            marks = ("" if setting.is_default else "*") + ("+" if setting.changeable else "")
+            print(f"{marks:2} {setting.name}={setting.value}")
 
     run_to_end(run())
 

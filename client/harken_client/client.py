@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from typing import Literal, Self, Unpack, overload
 
 import grpc
 import numpy as np
-from harken.v1 import debug_pb2
+from harken.v1 import admin_pb2, debug_pb2
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import calls, health, wire
@@ -28,6 +28,7 @@ from harken_client.values import (
     ModelInfo,
     Output,
     Priority,
+    Setting,
     StreamResult,
     Truncate,
     Vector,
@@ -346,6 +347,19 @@ class AsyncClient:
         request = debug_pb2.ExplainBatchesRequest(last=last)
         response = await connection.call(connection.debug.ExplainBatches, request, self._deadline(timeout_s))
         return [wire.batch(message) for message in response.batches]
+
+    async def settings(
+        self, change: Mapping[str, str] | None = None, *, timeout_s: float | None = None
+    ) -> list[Setting]:
+        """What the server is set to, after `change`, by name, of those that are changeable; until its process ends.
+
+        An error with reason TURNED_OFF unless the server's `remote_settings` is on.
+        """
+        connection = self._connection()
+        given = {checked_text("change", name): checked_text("change", value) for name, value in (change or {}).items()}
+        request = admin_pb2.SettingsRequest(change=given)
+        response = await connection.call(connection.admin.Settings, request, self._deadline(timeout_s))
+        return [wire.setting(message) for message in response.settings]
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN; the whole server by default. Raises ModelNotFound."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from harken.v1 import debug_pb2_grpc, encoder_pb2_grpc
+from harken.v1 import admin_pb2_grpc, debug_pb2_grpc, encoder_pb2_grpc
 
 from harken_client.channel import open_channel
 from harken_client.errors import DeadlineExceeded, HarkenError, from_rpc
@@ -51,6 +51,7 @@ class Connection:
         self.metadata = (*(((_TENANT, tenant),) if tenant else ()), *bearer(api_key))
         self.stub: encoder_pb2_grpc.EncoderAsyncStub = encoder_pb2_grpc.EncoderStub(self.channel)
         self.debug: debug_pb2_grpc.DebugAsyncStub = debug_pb2_grpc.DebugStub(self.channel)
+        self.admin: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(self.channel)
 
     async def close(self) -> None:
         await self.channel.close()

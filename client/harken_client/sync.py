@@ -129,6 +129,7 @@ class Client:
     models = _blocking(AsyncClient.models)
     model = _blocking(AsyncClient.model)
     explain_batches = _blocking(AsyncClient.explain_batches)
+    settings = _blocking(AsyncClient.settings)
     health = _blocking(AsyncClient.health)
     watch_health = _iterating(AsyncClient.watch_health)
     wait_ready = _blocking(AsyncClient.wait_ready)

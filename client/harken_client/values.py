@@ -179,6 +179,16 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """One of a server's settings (docs/settings.md), its value as it would stand in the environment."""
+
+    name: str
+    value: str
+    is_default: bool
+    changeable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BatchMember:
     """One sequence of a batch, as the server explains it.
 

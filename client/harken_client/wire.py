@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from harken.v1 import debug_pb2
+from harken.v1 import admin_pb2, debug_pb2
 from harken.v1 import encoder_pb2 as pb
 from numpy.typing import NDArray
 
@@ -181,6 +181,10 @@ def _offsets(offsets: pb.TokenOffsets) -> NDArray[np.uint32]:
 
 def model_info(message: pb.ModelInfo) -> values.ModelInfo:
     return values.ModelInfo(**{name: getattr(message, name) for name in _MODEL_FIELDS})
+
+
+def setting(message: admin_pb2.Setting) -> values.Setting:
+    return values.Setting(message.name, message.value, message.is_default, message.changeable)
 
 
 def batch(message: debug_pb2.Batch) -> values.Batch:

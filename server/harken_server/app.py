@@ -26,7 +26,8 @@ from harken_server.execution.tokenizing import Tokenizing
 from harken_server.execution.watchdog import Watchdog
 from harken_server.models.bundle import BundleError
 from harken_server.models.repository import Repository
-from harken_server.rpc import debug, encoder
+from harken_server.rpc import admin, debug, encoder
+from harken_server.rpc.admin import Admin
 from harken_server.rpc.api_keys import ApiKeys
 from harken_server.rpc.calls import Calls
 from harken_server.rpc.certificates import Certificates
@@ -59,7 +60,7 @@ _SENDING_S: Final = 0.5
 
 CLOCK: Final = time.monotonic
 
-_SERVICES: Final = (encoder.SERVICE, debug.SERVICE, inference.SERVICE)
+_SERVICES: Final = (encoder.SERVICE, debug.SERVICE, admin.SERVICE, inference.SERVICE)
 
 
 class CannotStart(Exception):
@@ -158,7 +159,9 @@ class App:
         edge = Encoder(self._service, self._calls, self._streams, settings.max_message_bytes)
         debug_edge = Debug(self._history, self._calls, settings.max_message_bytes)
         inference_edge = Inference(self._service, self._calls, self._streams, self._control, settings.max_message_bytes)
-        self._server.add_generic_rpc_handlers((edge.handler(), debug_edge.handler(), inference_edge.handler()))
+        admin_edge = Admin(settings, self._calls)
+        edges = (edge, debug_edge, admin_edge, inference_edge)
+        self._server.add_generic_rpc_handlers(tuple(one.handler() for one in edges))
         if settings.reflection:
             add_reflection(self._server, _SERVICES)
         await self._health.set(["", *_SERVICES], serving=False)

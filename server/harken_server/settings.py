@@ -57,6 +57,11 @@ class Settings(BaseSettings):
         False,
         description="Whether clients may load and unload models of the folder (RepositoryModelLoad and -Unload).",
     )
+    remote_settings: bool = Field(
+        False,
+        description="Whether clients may read these settings, and change log_level while the server runs "
+        "(harken.v1.Admin/Settings, `harken settings`). With api_keys it needs an admin's.",
+    )
     watch_models_s: float = Field(
         0.0,
         ge=0,

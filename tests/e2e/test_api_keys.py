@@ -8,7 +8,7 @@ import grpc
 import pytest
 from client.command import COMMAND, finished, harken
 from harken.oip import inference_pb2, inference_pb2_grpc
-from harken.v1 import debug_pb2, debug_pb2_grpc, encoder_pb2_grpc
+from harken.v1 import admin_pb2, admin_pb2_grpc, debug_pb2, debug_pb2_grpc, encoder_pb2_grpc
 from harken.v1 import encoder_pb2 as pb
 from harken_client import Client, PermissionDenied, Unauthenticated
 from support.api_keys import KeyFile
@@ -34,7 +34,9 @@ def server(tiny_models: Path, keys: KeyFile) -> Iterator[RunningServer]:
         plain="", admin="admin = true", shared='tenant = "team"', elsewhere='models = ["other"]',
         slow="tokens_per_s = 1", narrow="requests_in_flight = 1",
     )  # fmt: skip
-    with running_server(tiny_models, *keys.options, "--model-control", "--trust-tenants") as running:
+    with running_server(
+        tiny_models, *keys.options, "--model-control", "--remote-settings", "--trust-tenants"
+    ) as running:
         yield running
 
 
@@ -164,9 +166,11 @@ def test_what_operators_do_needs_an_admins_key(server: RunningServer, keys: KeyF
     with grpc.insecure_channel(server.target) as channel:
         service = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         debug = debug_pb2_grpc.DebugStub(channel)
+        admin = admin_pb2_grpc.AdminStub(channel)
         calls = (
             lambda shown: service.RepositoryModelLoad(load, metadata=shown),
             lambda shown: debug.ExplainBatches(debug_pb2.ExplainBatchesRequest(), metadata=shown),
+            lambda shown: admin.Settings(admin_pb2.SettingsRequest(), metadata=shown),
         )
         for ask in calls:
             with pytest.raises(grpc.RpcError) as error:

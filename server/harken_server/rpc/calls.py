@@ -38,7 +38,7 @@ _NOT_REJECTED: Final = (errors.StreamTooOld, errors.Expired, errors.Abandoned, e
 
 ADMIN: Final = frozenset(
     {
-        "RepositoryModelLoad", "RepositoryModelUnload", "ExplainBatches",
+        "RepositoryModelLoad", "RepositoryModelUnload", "ExplainBatches", "Settings",
         "POST /v2/repository/models/load", "POST /v2/repository/models/unload",
     }
 )  # fmt: skip

@@ -2,13 +2,46 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Any, Final, Literal
 
 import structlog
 
+Level = Literal["debug", "info", "warning", "error"]
 
-def configure(level: Literal["debug", "info", "warning", "error"], form: Literal["auto", "json", "console"]) -> None:
+_METHODS: Final = ("debug", "info", "warning", "error", "critical")
+
+
+class _Least:
+    """What may be logged now. structlog's own filter is fixed for good in every logger that was ever used."""
+
+    number = logging.INFO
+
+
+def set_level(level: Level) -> None:
+    """From now on less than this is not logged."""
+    _Least.number = _number(level)
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+def _filtered(method: str) -> Any:
+    number, of_structlog = _number(method), getattr(_EveryLevel, method)
+
+    def log(self: Any, event: str, *arguments: Any, **fields: Any) -> Any:
+        return of_structlog(self, event, *arguments, **fields) if number >= _Least.number else None
+
+    return log
+
+
+_EveryLevel: Final = structlog.make_filtering_bound_logger(logging.DEBUG)
+_Logger: Final = type("_Logger", (_EveryLevel,), {method: _filtered(method) for method in _METHODS})
+
+
+def configure(level: Level, form: Literal["auto", "json", "console"]) -> None:
     """Set up structlog for the process, on stderr."""
+    set_level(level)
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
@@ -21,7 +54,7 @@ def configure(level: Literal["debug", "info", "warning", "error"], form: Literal
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=_Logger,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

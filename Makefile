@@ -115,7 +115,7 @@ build/contract/.done: tests/contract/setup_perf_analyzer.sh tests/contract/requi
 	@tests/contract/setup_perf_analyzer.sh build/contract/perf_analyzer $(BIN)/python
 	@touch $@
 
-build/deploy/.done: tests/deploy/setup.sh tests/deploy/requirements.txt
+build/deploy/.done: tests/deploy/setup.sh tests/deploy/requirements.txt tests/deploy/crds/package.json
 	@echo "== setting up the tools of deploy-check (minutes, once)"
 	@tests/deploy/setup.sh build/deploy $(PYTHON)
 	@touch $@

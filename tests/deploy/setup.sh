@@ -6,7 +6,8 @@ target=$1
 python=$2
 here=$(cd "$(dirname "$0")" && pwd)
 
-packages=(prometheus nginx-light buildah mmdebstrap)
+packages=(prometheus nginx-light buildah mmdebstrap iproute2)
+command -v npm > /dev/null || packages+=(npm)
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
   missing=()
   for package in "${packages[@]}"; do
@@ -25,3 +26,13 @@ fi
 
 "$python" -m venv "$target"
 "$target/bin/python" -m pip --disable-pip-version-check install --quiet -r "$here/requirements.txt"
+# Only what they say of types is read, so nothing that they need comes along.
+"$target/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps kserve==0.21.0 kubernetes==35.0.0
+
+mkdir -p "$target/crds"
+cp "$here/crds/package.json" "$target/crds/"
+if command -v npm > /dev/null; then
+  npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts --prefix "$target/crds"
+else
+  echo "no npm: the schemas of custom resources are left out" >&2
+fi

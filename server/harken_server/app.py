@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
 from typing import Final, NoReturn
 
 import structlog
@@ -46,7 +48,9 @@ from harken_server.scheduling.admission import Capacity
 from harken_server.service import Service
 from harken_server.settings import BadSettings, Settings, load
 from harken_server.telemetry import logs
+from harken_server.telemetry.logs import AccessLog
 from harken_server.telemetry.metrics import Metrics
+from harken_server.telemetry.tracing import Tracing
 from harken_server.values import Limits
 
 log = structlog.get_logger()
@@ -81,13 +85,14 @@ class App:
     """One server in this process. Belongs to its event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises BadFile."""
+        """Raises BadFile, CannotStart."""
         self._settings: Final = settings
         self._metrics: Final = Metrics()
         self._repository: Final = Repository()
         self._history: Final = History(settings.debug_batches)
         results = Results(settings.result_cache_bytes)
         self._metrics.cache_size.set_function(lambda: results.size_bytes)
+        self._tracing: Final = _tracing(settings)
         self._batcher: Final = Batcher(
             Capacity(settings.max_backlog_sequences, settings.max_backlog_tokens),
             self._metrics,
@@ -97,6 +102,7 @@ class App:
             _die,
             Watchdog(asyncio.get_running_loop().call_later, settings.stall_factor, settings.stall_min_s),
             self._on_works,
+            self._tracing,
         )
         self._tokenizing: Final = Tokenizing(settings.tokenize_threads, settings.max_tokenize_bytes)
         self._service: Final = Service(
@@ -112,7 +118,10 @@ class App:
         )
         self._keys: Final = ApiKeys(settings.api_keys, CLOCK) if settings.api_keys else None
         tenants = Tenants(settings.trust_tenants and self._keys is None, settings.weights_by_tenant)
-        self._calls: Final = Calls(self._metrics, tenants, CLOCK, settings.max_request_s, self._keys)
+        access_log = AccessLog(settings.access_log_ratio)
+        self._calls: Final = Calls(
+            self._metrics, tenants, CLOCK, settings.max_request_s, self._keys, access_log, self._tracing,
+        )  # fmt: skip
         self._server: Final = make_server(settings)
         self._web: Web | None = None
         self._health: Final = Health(self._server)
@@ -264,6 +273,8 @@ class App:
             await self._web.stop()
         self._tokenizing.stop()
         self._loader.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
         for follower in self._following_files:
@@ -271,6 +282,22 @@ class App:
         # The last: whoever asks whether a process that drains is alive must not restart it.
         await self._probes.stop()
         log.info("stopped")
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    """None traces nobody. Raises CannotStart."""
+    if not settings.trace_endpoint:
+        return None
+    try:
+        otlp = import_module("harken_server.telemetry.otlp")
+    except ModuleNotFoundError as error:
+        raise CannotStart(f"trace_endpoint needs {error.name}: pip install 'harken[tracing]'") from error
+    try:
+        tracing: Tracing = otlp.Otlp(settings.trace_endpoint, settings.trace_ratio, version("harken"), CLOCK)
+    except ValueError as error:
+        raise CannotStart(f"tracing, by OTEL_ variables of the environment: {error}") from error
+    log.info("tracing", endpoint=settings.trace_endpoint, ratio=settings.trace_ratio)
+    return tracing
 
 
 def _die(error: BaseException) -> None:

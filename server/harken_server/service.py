@@ -174,6 +174,7 @@ class Service:
                 stamps=Stamps(received_s, queued_s),
                 on_settled=group.settled,
                 key=key,
+                trace=options.trace,
                 tenant=options.tenant,
                 twin=key if self._keys.shared else None,
                 solitary=options.deterministic,

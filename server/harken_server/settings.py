@@ -286,6 +286,26 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="Form of the log lines on stderr. auto: console on a terminal, else JSON."
     )
+    access_log_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the calls that have a line of their own in the log, at level info, when they end. At "
+        "level debug all have one.",
+    )
+    trace_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^/\s@]+)?$",
+        description="Where traces are sent, over OTLP with gRPC: http://HOST:4317 of a collector, or https. Needs "
+        "`harken[tracing]`. The rest is said by OpenTelemetry's own variables (docs/observability.md). Empty: nowhere.",
+    )
+    trace_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests that are traced, of those whose caller is in no trace; for all others its "
+        "`traceparent` says it.",
+    )
 
     @field_validator("tenant_weights")
     @classmethod

@@ -10,6 +10,7 @@ from harken_server.execution.pending import Outcome, Stamps
 from harken_server.models.repository import Model
 from harken_server.models.tokenizer import Ids, Places
 from harken_server.scheduling.waiting import Priority, Tenant
+from harken_server.telemetry.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class Options:
     account: Account
     flow: object
     """The call or stream; flows share the lanes evenly."""
+    trace: Trace | None
+    """Of the call, or of the input of a stream, if that is traced."""
     finish: Finish = Finish()  # noqa: RUF009 - it is frozen
     chunks: Chunks | None = None
     """Of texts that are longer than the model; None: see truncate."""

@@ -38,6 +38,7 @@ def test_every_setting_is_taken_from_the_environment(name: str, tmp_path: Path) 
         "model_name": "other", "api_keys": "keys.toml",
         "tls_certificate": "a.pem", "tls_key": "a.key", "tls_client_ca": "ca.pem",
         "tenant_weights": "a=3,b=0.5", "bundle_digest": "sha256:" + "0" * 64,
+        "access_log_ratio": "0.5", "trace_ratio": "0.5", "trace_endpoint": "http://collector:4317",
         "log_level": "debug", "log_format": "json", "lane_sessions": "own", "gpu_arena_extend": "next-power-of-two",
     }  # fmt: skip
     default = getattr(load([], {}), name)

@@ -29,6 +29,7 @@ from harken_server.scheduling.memory import MemoryBudget, MemoryModel
 from harken_server.scheduling.policy import Start, decide
 from harken_server.telemetry.instruments import Count
 from harken_server.telemetry.metrics import Metrics
+from harken_server.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -61,6 +62,7 @@ class Batcher:
         on_fatal: Callable[[BaseException], None],
         watchdog: Watchdog | None = None,
         on_works: Callable[[bool], None] = lambda works: None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`on_fatal` is called if the loop itself fails, or too much hangs: the server must not look healthy then.
 
@@ -76,6 +78,7 @@ class Batcher:
         self._loop: Final = asyncio.get_running_loop()
         self._watchdog: Final = watchdog or Watchdog(self._loop.call_later)
         self._on_works: Final = on_works
+        self._tracing: Final = tracing
         self._lanes: Sequence[Lane] = ()
         self._limits = Limits(sequences=0, padded_tokens=0, memory_bytes=0)
         self._budget = MemoryBudget(0)
@@ -416,6 +419,8 @@ class Batcher:
             for pending in ran.pendings:
                 self._metrics.tenant_tokens.labels(pending.tenant.queue).inc(pending.length)
             served.count(start, ran, took_s)
+            if self._tracing is not None:
+                self._trace(self._tracing, start, ran)
         now_s = self._clock()
         for pending, outcome in answers:
             pending.stamps.scattered_s = now_s
@@ -430,6 +435,26 @@ class Batcher:
             served.metrics.statistics.ran(len(ran.pendings), collate_s, ran.compute_s, now_s - ran.ended_s)
             self._history.add(start, ran, served.backlog.cost, took_s, now_s)
         self._leave_lane()
+
+    def _trace(self, tracing: Tracing, start: Start[ModelKey, Pending], ran: Ran) -> None:
+        riders = [one for pending in ran.pendings for one in (pending, *pending.riders)]
+        traces = [rider.trace for rider in riders if rider.trace is not None]
+        if not traces:
+            return
+        name, version = start.model
+        figures: dict[str, str | int | float] = {
+            "model": name,
+            "version": version,
+            "lane": self._lanes[start.lane].name,
+            "batch.sequences": len(ran.pendings),
+            "batch.real_tokens": sum(pending.length for pending in ran.pendings),
+            "batch.padded_length": max(pending.length for pending in ran.pendings),
+            "batch.closed_by": start.closed_by,
+            "batch.predicted_s": start.predicted_s,
+        }
+        batch = tracing.batch(traces, ran.pendings[0].stamps.taken_s, ran.ended_s, figures)
+        for pending in ran.pendings:
+            pending.stamps.batch = batch
 
     def _leave_lane(self) -> None:
         if self._leaving:

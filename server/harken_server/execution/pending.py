@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from harken_server.errors import Abandoned, ComputeFailed, Expired, NoMemory, Refusal
 from harken_server.scheduling.waiting import Waiting
+from harken_server.telemetry.tracing import BatchSpan, Trace
 
 Vectors = Mapping[str, npt.NDArray[np.float32]]
 """By the name of the output: sentence_embedding float32 [H], token_embeddings float32 [length, H]."""
@@ -29,11 +30,14 @@ class Stamps:
     collated_s: float = 0.0
     computed_s: float = 0.0
     scattered_s: float = 0.0
+    batch: BatchSpan | None = None
+    """Names the batch that it rode in, if anybody in it was traced."""
 
     def follow(self, other: "Stamps") -> None:
         """It was computed with the other one."""
         self.taken_s, self.collated_s = other.taken_s, other.collated_s
         self.computed_s, self.scattered_s = other.computed_s, other.scattered_s
+        self.batch = other.batch
 
     def found(self, now_s: float) -> None:
         """Nothing had to be computed."""
@@ -59,6 +63,8 @@ class Pending(Waiting):
     on_settled: Callable[["Pending"], None]
     key: bytes | None = None
     """Of all that its vectors follow from, where they may be kept or shared."""
+    trace: Trace | None = None
+    """Of the request that it is of, if that is traced."""
     outcome: Outcome | None = field(default=None, init=False)
     riders: "list[Pending]" = field(default_factory=list, init=False)
     """Those that want the same, and share what is computed for it: none of them waits by itself any more."""

@@ -17,10 +17,13 @@ from harken_server.models.repository import Model
 from harken_server.rpc.api_keys import AUTHORIZATION, ApiKeys, digest_of
 from harken_server.rpc.status import Answer, answer, bug
 from harken_server.rpc.tenants import TENANT, Tenants
+from harken_server.rpc.traces import sizes, tell
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import ANYBODY, Tenant
+from harken_server.telemetry.logs import NO_ACCESS_LOG, AccessLog, Logged
 from harken_server.telemetry.metrics import Metrics
 from harken_server.telemetry.statistics import Statistics
+from harken_server.telemetry.tracing import TRACEPARENT, Trace, Tracing
 from harken_server.values import NO_LIMITS, Account, Answers
 
 log = structlog.get_logger()
@@ -73,6 +76,18 @@ class Call:
     """The served model it is about, once that is known; nothing else may become a label."""
     statistics: Statistics | None = None
     """Of the model version that it asks to compute, once that is known."""
+    trace: Trace | None = None
+    """Its span, if it is traced."""
+    logged: Logged = ""
+    sequences: int = 0
+    """How many were answered, and `tokens` of them; counted only if it is logged."""
+    tokens: int = 0
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a log line finds it by."""
+        request_id = {"request_id": self.request_id}
+        return request_id if self.trace is None else {**request_id, "trace_id": self.trace.trace_id}
 
 
 class Refused(Exception):
@@ -93,12 +108,16 @@ class Calls:
         clock: Callable[[], float],
         max_request_s: float,
         keys: ApiKeys | None = None,
+        access_log: AccessLog = NO_ACCESS_LOG,
+        tracing: Tracing | None = None,
     ) -> None:
-        """`keys`: None lets everybody in."""
+        """`keys`: None lets everybody in. `tracing`: None traces nobody."""
         self.clock: Final = clock
         self.metrics: Final = metrics
         self._tenants: Final = tenants
         self._keys: Final = keys
+        self._access_log: Final = access_log
+        self.tracing: Final = tracing
         self._max_request_s: Final = max_request_s
         self._open = 0
         self._began = 0
@@ -118,7 +137,8 @@ class Calls:
             return one_of([value for key, value in metadata if key == name and isinstance(value, str)])
 
         digest = digest_of(given(AUTHORIZATION))
-        call = self.begin(method, context.time_remaining(), given(REQUEST_ID), given(TENANT), digest)
+        traceparent = given(TRACEPARENT) if self.tracing is not None else ""
+        call = self.begin(method, context.time_remaining(), given(REQUEST_ID), given(TENANT), digest, traceparent)
         named = ((REQUEST_ID, call.request_id),)
         # Not when the handler returns: its answer is on its way only then.
         when_done(context, self.ended)
@@ -138,17 +158,23 @@ class Calls:
             raise
         raise AssertionError("abort raises")
 
-    def begin(self, method: str, remaining_s: float | None, request_id: str, tenant: str, digest: str) -> Call:
+    def begin(
+        self, method: str, remaining_s: float | None, request_id: str, tenant: str, digest: str, traceparent: str = ""
+    ) -> Call:
         """A call has come whose caller waits so long (None: for ever). Its end is `ended`, when its answer has left.
 
-        `request_id` is the caller's, see there.
+        `request_id` is the caller's, see there; so is `traceparent`, which is not read unless requests are traced.
         """
         self._began += 1
         self._open += 1
         self._idle.clear()
         now_s = self.clock()
         deadline = Deadline.after(remaining_s, self._max_request_s, now_s)
-        return Call(self._began, method, now_s, deadline, self.request_id(request_id), tenant, digest)
+        call = Call(self._began, method, now_s, deadline, self.request_id(request_id), tenant, digest)
+        call.logged = self._access_log.draw()
+        if self.tracing is not None:
+            call.trace = self.tracing.request(method, traceparent, now_s)
+        return call
 
     def request_id(self, given: str) -> str:
         """The caller's; another one is made if it is empty, or could do harm in a log or a header."""
@@ -165,7 +191,7 @@ class Calls:
         except errors.Refusal as refusal:
             refused = answer(refusal, call.request_id)
             if refused.code is grpc.StatusCode.INTERNAL:
-                log.error("call failed", method=call.method, reason=refused.reason, request_id=call.request_id)
+                log.error("call failed", method=call.method, reason=refused.reason, **call.names)
             self.rejected(call.model, refusal, refused.reason)
             # Counted now: a client that never reads keeps the status from leaving until it goes away.
             self._count(call, refused.code)
@@ -177,7 +203,7 @@ class Calls:
             self._count(call, grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED)
             raise
         except Exception as error:
-            log.exception("call failed", method=call.method, request_id=call.request_id)
+            log.exception("call failed", method=call.method, **call.names)
             self._count(call, grpc.StatusCode.INTERNAL)
             raise Refused(bug(call.request_id)) from error
         self._count(call, grpc.StatusCode.OK)
@@ -212,13 +238,21 @@ class Calls:
         if not isinstance(refusal, _NOT_REJECTED):
             self.metrics.rejected.labels(model, reason).inc()
 
-    def answered(self, call: Call, received_s: float, answers: Answers) -> None:
-        """Observe the duration of a call, and what of it was outside the stages."""
+    def answered(self, call: Call, received_s: float, answers: Answers, trace: Trace | None) -> None:
+        """Observe the duration of a call, or of an input of a stream, and what of it was outside the stages.
+
+        `trace`: the call's, or the input's.
+        """
         now_s = self.clock()
         stamps = max((answer.stamps for answer in answers.answers), key=lambda stamps: stamps.scattered_s)
         self.metrics.request_duration.labels(call.model, call.method).observe(now_s - received_s)
         edge_s = (now_s - received_s) - (stamps.scattered_s - stamps.received_s)
         self.metrics.stage_duration.labels(call.model, "edge").observe(edge_s)
+        if call.logged or trace is not None:
+            sequences, tokens = sizes(answers)
+            call.sequences, call.tokens = call.sequences + sequences, call.tokens + tokens
+            if trace is not None:
+                tell(trace, answers, (received_s, stamps, now_s))
         statistics = self.metrics.statistics.get(answers.model.key)
         if statistics is None:
             return  # this was the last that a version did
@@ -264,6 +298,14 @@ class Calls:
         self.metrics.requests.labels(call.model, call.method, code.name).inc()
         if code is not grpc.StatusCode.OK:
             self.failed(call.statistics, call.received_s)
+        if call.trace is not None:
+            call.trace.end(code.name, self.clock())
+        if call.logged:
+            duration_s = round(self.clock() - call.received_s, 6)
+            self._access_log.write(
+                call.logged, method=call.method, model=call.model, code=code.name, duration_s=duration_s,
+                sequences=call.sequences, tokens=call.tokens, **call.names,
+            )  # fmt: skip
 
 
 def one_of(values: Sequence[str]) -> str:

@@ -88,6 +88,7 @@ def options_of(
         tenant=call.tenant,
         account=call.account,
         flow=call.number,
+        trace=call.trace,
         finish=Finish(
             options.normalize if options.HasField("normalize") else None,
             options.dimensions or None,
@@ -154,7 +155,7 @@ def set_result(result: encoder_pb2.Result, answered: Answer, call: Call, data_ty
     if isinstance(answered.outcome, Refusal):
         refused = answer(answered.outcome, call.request_id)
         if refused.code is grpc.StatusCode.INTERNAL:
-            log.error("input failed", reason=refused.reason, model=call.model, request_id=call.request_id)
+            log.error("input failed", reason=refused.reason, model=call.model, **call.names)
         result.error.CopyFrom(refused.status)
         return
     received, queued, taken, collated, computed, scattered = answered.stamps.moments_ns()

@@ -1,8 +1,10 @@
 """EncodeStream: each answer leaves as soon as it is ready, and says which input it is of."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
+import grpc
 import structlog
 from harken.v1 import encoder_pb2
 
@@ -78,6 +80,7 @@ class EncodeStream(Stream):
         response = encoder_pb2.EncodeStreamResponse(index=index)
         held_bytes = 0
         statistics: Statistics | None = None
+        trace, code = self.traced(received_s), grpc.StatusCode.OK
         try:
             message = self._input(raw, response)
             given = input_of(message.input, _INPUT, self.service.max_length, self._options.truncate)
@@ -86,19 +89,23 @@ class EncodeStream(Stream):
             model = self._model()
             self.call.model = model.manifest.name
             statistics = self.calls.metrics.statistics[model.key]
-            answers = await self.service.encode(model, self._options, [given], [_INPUT], deadline, started_s)
+            options = self._options if trace is self._options.trace else replace(self._options, trace=trace)
+            answers = await self.service.encode(model, options, [given], [_INPUT], deadline, started_s)
             held_bytes = answers.size_bytes
             set_result(response.result, answers.answers[0], self.call, self._data_type)
-            self.calls.answered(self.call, received_s, answers)
+            self.calls.answered(self.call, received_s, answers, trace)
         except Refusal as refusal:
             refused = answer(refusal, self.call.request_id)
             self.calls.rejected(self.call.model, refusal, refused.reason)
             self.calls.failed(statistics, received_s)
             response.result.error.CopyFrom(refused.status)
+            code = refused.code
         except Exception:
-            log.exception("input failed", request_id=self.call.request_id)
+            log.exception("input failed", **self.call.names)
             self.calls.failed(statistics, received_s)
             response.result.error.CopyFrom(bug(self.call.request_id).status)
+            code = grpc.StatusCode.INTERNAL
+        self.ended(trace, code)
         return response.SerializeToString(), held_bytes
 
     def _model(self) -> Model:

@@ -70,7 +70,7 @@ class Encoder:
             )
             for answer in answers.answers:
                 set_result(response.results.add(), answer, call, data_type)
-            self._calls.answered(call, call.received_s, answers)
+            self._calls.answered(call, call.received_s, answers, call.trace)
             return response.SerializeToString()
 
         return await self._calls.answer("Encode", context, work)
@@ -95,7 +95,7 @@ class Encoder:
             response = encoder_pb2.SimilarityResponse(model=call.model, version=model.manifest.version)
             for index, score in best_matches(answers, request.top_k):
                 response.matches.add(index=index, score=score)
-            self._calls.answered(call, call.received_s, answers)
+            self._calls.answered(call, call.received_s, answers, call.trace)
             return response.SerializeToString()
 
         return await self._calls.answer("Similarity", context, work)

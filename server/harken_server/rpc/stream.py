@@ -10,6 +10,7 @@ import grpc
 from harken_server.errors import Expired, NotReady, StreamTooOld
 from harken_server.rpc.calls import Call, Calls, Context
 from harken_server.service import Service
+from harken_server.telemetry.tracing import Trace
 
 MOST_ID_BYTES: Final = 256
 """Of an id that a client gives a message, to find its answer by."""
@@ -96,6 +97,15 @@ class Stream(ABC):
                 raise NotReady("draining", retry_after_s=1.0)
             # Nothing is to be waited for: the next stream is as welcome as this one was.
             raise StreamTooOld(self.streams.max_age_s, retry_after_s=0.0)
+
+    def traced(self, received_s: float) -> Trace | None:
+        """The trace of a message that came then, if it has one of its own."""
+        return None if self.call.trace is None else self.call.trace.child(received_s)
+
+    def ended(self, trace: Trace | None, code: grpc.StatusCode) -> None:
+        """A message is answered, so."""
+        if trace is not None:
+            trace.end(code.name, self.calls.clock())
 
     def stop_reading(self) -> None:
         """Take no further message; what was read is still answered."""

@@ -2,11 +2,17 @@
 
 import logging
 import sys
+from random import random
 from typing import Any, Final, Literal
 
 import structlog
 
+log = structlog.get_logger()
+
 Level = Literal["debug", "info", "warning", "error"]
+Logged = Literal["", "debug", "info"]
+"""At which level a call has a line; empty: it has none."""
+
 
 _METHODS: Final = ("debug", "info", "warning", "error", "critical")
 
@@ -58,3 +64,25 @@ def configure(level: Level, form: Literal["auto", "json", "console"]) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+class AccessLog:
+    """Which calls have a line of their own when they end, and what is in it."""
+
+    def __init__(self, ratio: float) -> None:
+        """`ratio`: the share of the calls that is logged at info. At debug all are."""
+        self._ratio: Final = ratio
+
+    def draw(self) -> Logged:
+        """Whether the next call has a line, as far as its level is logged now."""
+        least = _Least.number
+        if self._ratio and least <= logging.INFO and random() < self._ratio:  # noqa: S311 - guards nothing
+            return "info"
+        return "debug" if least <= logging.DEBUG else ""
+
+    def write(self, logged: Logged, **fields: Any) -> None:
+        """A call ended."""
+        (log.info if logged == "info" else log.debug)("call", **fields)
+
+
+NO_ACCESS_LOG: Final = AccessLog(0.0)

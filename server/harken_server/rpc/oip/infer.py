@@ -33,6 +33,7 @@ from harken_server.rpc.stream import MOST_ID_BYTES
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import Priority
 from harken_server.service import Service
+from harken_server.telemetry.tracing import Trace
 from harken_server.values import MAX_PROBLEMS, Answers, Input, Options, TokenIds
 
 INPUT_IDS: Final = "input_ids"
@@ -73,9 +74,18 @@ class _Rows:
 
 
 async def infer(
-    service: Service, request: Request, model: Model, call: Call, deadline: Deadline, started_s: float
+    service: Service,
+    request: Request,
+    model: Model,
+    call: Call,
+    deadline: Deadline,
+    started_s: float,
+    trace: Trace | None,
 ) -> tuple[Response, Answers]:
-    """Answer a request. Raises a Refusal; whoever gets the answer says `sent` of its bytes."""
+    """Answer a request. Raises a Refusal; whoever gets the answer says `sent` of its bytes.
+
+    `trace`: the call's, or that of one request of a stream.
+    """
     _check_id(request.id)
     asked = _asked(request.parameters)
     wanted = _outputs(request)
@@ -91,6 +101,7 @@ async def infer(
         tenant=call.tenant,
         account=call.account,
         flow=call.number,
+        trace=trace,
         deterministic=asked.deterministic,
         padded_length=rows.padded_length,
     )

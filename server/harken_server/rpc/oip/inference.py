@@ -69,10 +69,11 @@ class Inference:
             model = self._service.find(message.model_name, version_of(message.model_version, "model_version"))
             self._calls.found(call, model)
             started_s = self._calls.clock()
-            response, answers = await infer(self._service, request_of(message), model, call, call.deadline, started_s)
+            asked = request_of(message)
+            response, answers = await infer(self._service, asked, model, call, call.deadline, started_s, call.trace)
             when_done(context, partial(self._service.sent, answers.size_bytes))
             answer = message_of(response)
-            self._calls.answered(call, call.received_s, answers)
+            self._calls.answered(call, call.received_s, answers, call.trace)
             return answer.SerializeToString()
 
         return await self._calls.answer("ModelInfer", context, work)

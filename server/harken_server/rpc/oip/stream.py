@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import grpc
 import structlog
 from harken.oip import inference_pb2 as pb
 
@@ -36,6 +37,7 @@ class InferStream(Stream):
         request_id = ""
         held_bytes = 0
         statistics: Statistics | None = None
+        trace, code = self.traced(received_s), grpc.StatusCode.OK
         try:
             try:
                 message = parse(pb.ModelInferRequest, raw, self._max_message_bytes, LIMITS)
@@ -48,19 +50,23 @@ class InferStream(Stream):
             statistics = self.calls.metrics.statistics[model.key]
             deadline = self.call.deadline.within(self.streams.max_request_s, received_s)
             started_s = self.calls.clock()
-            inferred, answers = await infer(self.service, request_of(message), model, self.call, deadline, started_s)
+            asked = request_of(message)
+            inferred, answers = await infer(self.service, asked, model, self.call, deadline, started_s, trace)
             held_bytes = answers.size_bytes
             response.infer_response.CopyFrom(message_of(inferred))
-            self.calls.answered(self.call, received_s, answers)
+            self.calls.answered(self.call, received_s, answers, trace)
         except Refusal as refusal:
             refused = answer(refusal, self.call.request_id)
             self.calls.rejected(self.call.model, refusal, refused.reason)
             self.calls.failed(statistics, received_s)
             response = _failed(refused.status.message, request_id)
+            code = refused.code
         except Exception:
-            log.exception("request failed", request_id=self.call.request_id)
+            log.exception("request failed", **self.call.names)
             self.calls.failed(statistics, received_s)
             response = _failed(bug(self.call.request_id).status.message, request_id)
+            code = grpc.StatusCode.INTERNAL
+        self.ended(trace, code)
         return response.SerializeToString(), held_bytes
 
 

@@ -31,6 +31,7 @@ from harken_server.rpc.status import Answer
 from harken_server.rpc.tenants import TENANT
 from harken_server.rpc.web.connection import TRANSPORT
 from harken_server.service import Service
+from harken_server.telemetry.tracing import TRACEPARENT
 from harken_server.values import MAX_PROBLEMS, Answers
 
 JSON: Final = "application/json"
@@ -109,7 +110,8 @@ class Exchanges:
     async def answer(self, request: Request, method: str, form: Form, work: Work) -> ASGIApp:
         """Read the body, do the work, and say how it ended. The work is cancelled if the client goes away."""
         digest = digest_of(given(request, AUTHORIZATION))
-        call = self.calls.begin(method, None, given(request, REQUEST_ID), given(request, TENANT), digest)
+        traceparent = given(request, TRACEPARENT) if self.calls.tracing is not None else ""
+        call = self.calls.begin(method, None, given(request, REQUEST_ID), given(request, TENANT), digest, traceparent)
         reply: Reply | None = None
 
         async def read_and_work(call: Call) -> Reply:

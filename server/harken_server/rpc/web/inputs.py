@@ -52,6 +52,7 @@ async def encode(
         tenant=call.tenant,
         account=call.account,
         flow=call.number,
+        trace=call.trace,
         finish=finish,
     )
     started_s = exchanges.calls.clock()
@@ -68,7 +69,7 @@ async def encode(
             service.sent(answers.size_bytes)
             raise answer.outcome
         vectors.append(np.ascontiguousarray(answer.outcome[SENTENCE]))
-    exchanges.calls.answered(call, call.received_s, answers)
+    exchanges.calls.answered(call, call.received_s, answers, call.trace)
     return Encoded(vectors, answers)
 
 

@@ -131,9 +131,9 @@ class Oip:
             given, binary = _split(body, request.headers.get(_HEADER_LENGTH))
             asked, all_binary, binary_names = _request_of(given, binary)
             started_s = self._exchanges.calls.clock()
-            response, answers = await infer(service, asked, model, call, call.deadline, started_s)
+            response, answers = await infer(service, asked, model, call, call.deadline, started_s, call.trace)
             content, headers = _content(response, lambda name: binary_names.get(name, all_binary))
-            self._exchanges.calls.answered(call, call.received_s, answers)
+            self._exchanges.calls.answered(call, call.received_s, answers, call.trace)
             return Reply(content, answers, _OCTETS if headers else "application/json", headers)
 
         return await self._exchanges.answer(request, "POST /v2/models/infer", self, work)

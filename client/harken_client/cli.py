@@ -37,6 +37,7 @@ from harken_client.load import protocols, report, runner, scrape, summary, workl
 from harken_client.load.pacer import ClosedLoop, OpenLoop
 from harken_client.security import Tls
 from harken_client.security import make_key as new_key
+from harken_client.top.command import top
 
 # Where a server has them unless it was told otherwise.
 _HTTP_PORT, _METRICS_PORT = 8000, 8002
@@ -302,6 +303,9 @@ def settings(
             print(f"{marks:2} {setting.name}={setting.value}")
 
     run_to_end(run())
+
+
+app.command()(top)
 
 
 @app.command()

@@ -4,7 +4,7 @@ import http.client
 import math
 import re
 import urllib.request
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,6 +63,10 @@ class Metrics:
             self.value(f"{name}_count", **labels),
         )
 
+    def labels(self, name: str, label: str) -> list[str]:
+        """The values that a label has in the samples of this name, each once, in order."""
+        return sorted({sample.labels[label] for sample in self._matching(name, {}) if label in sample.labels})
+
     def has(self, name: str) -> bool:
         return any(sample.name == name for sample in self._samples)
 
@@ -87,6 +91,17 @@ def between(before: Histogram, after: Histogram) -> Histogram:
         after.total - before.total,
         after.count - before.count,
     )
+
+
+def together(histograms: Iterable[Histogram]) -> Histogram:
+    """What any of them observed. All have the same bounds, or none."""
+    buckets: dict[float, float] = {}
+    total = count = 0.0
+    for histogram in histograms:
+        total, count = total + histogram.total, count + histogram.count
+        for bound, up_to in histogram.buckets:
+            buckets[bound] = buckets.get(bound, 0.0) + up_to
+    return Histogram(tuple(sorted(buckets.items())), total, count)
 
 
 def parse(text: str) -> Metrics:

@@ -1,0 +1,1 @@
+"""`harken top`: what servers do now, from their /metrics."""

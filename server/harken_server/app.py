@@ -36,6 +36,7 @@ from harken_server.rpc.certificates import Certificates
 from harken_server.rpc.debug import Debug
 from harken_server.rpc.encoder import Encoder
 from harken_server.rpc.files import BadFile, follow
+from harken_server.rpc.load_report import LoadReports
 from harken_server.rpc.oip import inference
 from harken_server.rpc.oip.inference import Inference
 from harken_server.rpc.probes import Probes
@@ -121,6 +122,7 @@ class App:
         access_log = AccessLog(settings.access_log_ratio)
         self._calls: Final = Calls(
             self._metrics, tenants, CLOCK, settings.max_request_s, self._keys, access_log, self._tracing,
+            LoadReports(self._metrics, lambda: self._batcher.lanes, CLOCK) if settings.load_reports else None,
         )  # fmt: skip
         self._server: Final = make_server(settings)
         self._web: Web | None = None

@@ -262,7 +262,8 @@ class Settings(BaseSettings):
         le=86400,
         description="After so many seconds (give or take 10 %) a gRPC connection takes no new calls, and a stream of "
         "inputs answers what it has read and ends as UNAVAILABLE, to be resumed. Behind a headless service a client "
-        "resolves the name again only when it loses a connection: without a bound it never meets new pods. 0: none.",
+        "resolves the name again only when it loses a connection: without a bound it never meets new pods. What is "
+        "under way is finished: the grace is the age again and max_request_s. 0: none.",
     )
     min_ping_interval_s: float = Field(
         10.0,
@@ -276,6 +277,11 @@ class Settings(BaseSettings):
         le=4096,
         description="How many of the last batches are kept to be explained (`harken explain-batches`). "
         "0: none, and the call is refused.",
+    )
+    load_reports: bool = Field(
+        True,
+        description="Whether the trailers of unary gRPC answers tell how loaded the server is (ORCA), for clients and "
+        "proxies that balance by it.",
     )
     reflection: bool = Field(True, description="Whether gRPC reflection is served.")
     so_reuseport: bool = Field(

@@ -168,6 +168,11 @@ class Batcher:
         return len(stalled) < self._cores.narrow and not any(start.wide for start in stalled)
 
     @property
+    def lanes(self) -> int:
+        """Batches that run at the same time, of one core each where there are several; 0 while models load."""
+        return self._cores.narrow
+
+    @property
     def memory_budget_bytes(self) -> int:
         """Most memory that the running batches may ever take."""
         return self._budget.configured_bytes

@@ -15,6 +15,7 @@ import structlog
 from harken_server import errors
 from harken_server.models.repository import Model
 from harken_server.rpc.api_keys import AUTHORIZATION, ApiKeys, digest_of
+from harken_server.rpc.load_report import LoadReports
 from harken_server.rpc.status import Answer, answer, bug
 from harken_server.rpc.tenants import TENANT, Tenants
 from harken_server.rpc.traces import sizes, tell
@@ -110,14 +111,16 @@ class Calls:
         keys: ApiKeys | None = None,
         access_log: AccessLog = NO_ACCESS_LOG,
         tracing: Tracing | None = None,
+        load_reports: LoadReports | None = None,
     ) -> None:
-        """`keys`: None lets everybody in. `tracing`: None traces nobody."""
+        """`keys`: None lets everybody in. `tracing`: None traces nobody. `load_reports`: None makes none."""
         self.clock: Final = clock
         self.metrics: Final = metrics
         self._tenants: Final = tenants
         self._keys: Final = keys
         self._access_log: Final = access_log
         self.tracing: Final = tracing
+        self._load_reports: Final = load_reports
         self._max_request_s: Final = max_request_s
         self._open = 0
         self._began = 0
@@ -129,8 +132,10 @@ class Calls:
         # While it is there, and not set, refusals of gRPC calls wait.
         self._parking: asyncio.Event | None = None
 
-    async def answer(self, method: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
-        """Do a gRPC call's work, and end it with one status."""
+    async def answer(
+        self, method: str, context: Context, work: Callable[[Call], Awaitable[T]], unary: bool = True
+    ) -> T:
+        """Do a gRPC call's work, and end it with one status. The trailers of `unary` calls tell the server's load."""
         metadata = context.invocation_metadata() or ()
 
         def given(name: str) -> str:
@@ -142,16 +147,19 @@ class Calls:
         named = ((REQUEST_ID, call.request_id),)
         # Not when the handler returns: its answer is on its way only then.
         when_done(context, self.ended)
-        # In the trailers: metadata that comes before an error turns a client's retries off.
-        context.set_trailing_metadata(named)
+        reports = self._load_reports if unary else None
         try:
-            return await self.run(call, work)
+            result = await self.run(call, work)
+            # In the trailers: metadata that comes before an error turns a client's retries off.
+            context.set_trailing_metadata(named if reports is None else (*named, *reports.trailers()))
+            return result
         except Refused as refused:
             said = refused.answer
         if self._parking is not None:
             await self._parking.wait()
         try:
-            await context.abort(said.code, said.status.message, (*said.trailers(context.time_remaining()), *named))
+            trailers = (*said.trailers(context.time_remaining()), *named, *(reports.trailers() if reports else ()))
+            await context.abort(said.code, said.status.message, trailers)
         except grpc.aio.AbortError as aborted:
             # gRPC keeps it with the call, and its frames hold the call: request and all would wait for the collector.
             asyncio.get_running_loop().call_soon(aborted.with_traceback, None)

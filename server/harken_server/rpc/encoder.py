@@ -106,7 +106,7 @@ class Encoder:
         async def work(call: Call) -> None:
             await EncodeStream(self._service, self._calls, self._streams, call, context, self._max_message_bytes).run()
 
-        await self._calls.answer("EncodeStream", context, work)
+        await self._calls.answer("EncodeStream", context, work, unary=False)
 
     async def list_models(self, raw: bytes, context: Context) -> bytes:
         """ListModels(ListModelsRequest) -> ListModelsResponse."""

@@ -37,6 +37,10 @@ class _Instrument(Collector, Generic[Child]):
             self._children[values] = child = self._make()
         return child
 
+    def items(self) -> Iterable[tuple[tuple[str, ...], Child]]:
+        """Every child, by its label values."""
+        return self._children.items()
+
     def _make(self) -> Child:
         raise NotImplementedError
 

@@ -84,7 +84,7 @@ class Inference:
         async def work(call: Call) -> None:
             await InferStream(self._service, self._calls, self._streams, call, context, self._max_message_bytes).run()
 
-        await self._calls.answer("ModelStreamInfer", context, work)
+        await self._calls.answer("ModelStreamInfer", context, work, unary=False)
 
     async def server_live(self, raw: bytes, context: Context) -> bytes:
         """ServerLive: whoever can answer is alive."""

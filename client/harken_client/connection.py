@@ -19,9 +19,9 @@ Response = TypeVar("Response", bound=Message)
 
 _TENANT = "harken-tenant"
 
-# gRPC's words for a call whose connection broke between the head of its answer and the answer, the one break after
-# which it makes no further attempt. Seen when a server is killed.
-_BROKEN = "Stream removed"
+# gRPC's words where it makes no further attempt, since the head of an answer was there: for a call whose connection
+# broke between that and the answer, as when a server is killed; and for a proxy's page in place of an answer.
+_BROKEN = ("Stream removed", "Received http2 header with status: ")
 
 
 class Connection:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import grpc
 import numpy as np
 import pytest
+from client.bad_gateway import bad_gateway
 from client.fake_server import FakeEncoder, Refusal, free_port, serving, until, vector
 from harken_client import AsyncClient, Overloaded, Unavailable
 
@@ -111,6 +112,16 @@ async def test_a_call_whose_answer_had_begun_when_the_server_died_is_made_again(
         assert await dying.wait() == 0
         with serving(fake, port):
             np.testing.assert_array_equal(await answer, [vector("a")])
+
+
+async def test_a_call_that_a_proxy_has_no_server_for_is_made_again() -> None:
+    for attempts in (3, 1):
+        with bad_gateway() as gateway:
+            async with AsyncClient(gateway.target, max_attempts=attempts) as client:
+                with pytest.raises(Unavailable, match="502"):
+                    await client.encode(["a"])
+            # gRPC makes attempts of its own where it reads the head and the page at once.
+            assert attempts <= gateway.calls <= attempts**2
 
 
 async def test_one_attempt_does_not_outlive_its_connection(fake: FakeEncoder) -> None:

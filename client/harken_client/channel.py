@@ -58,6 +58,8 @@ def open_channel(
         # A server that restarts is found again soon.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # A name is resolved again only when a connection is lost: by default not within half a minute of the last time.
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ]
     if credentials is None:
         return grpc.aio.insecure_channel(target, options)

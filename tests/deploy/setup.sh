@@ -36,3 +36,5 @@ if command -v npm > /dev/null; then
 else
   echo "no npm: the schemas of custom resources are left out" >&2
 fi
+# Apart, and without what it needs: it has copies of other packages' folders. Only its messages are read.
+"$target/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target "$target/xds" xds-protos==1.85.0

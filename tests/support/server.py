@@ -30,6 +30,7 @@ class RunningServer:
     """A started server. `log` grows while it runs."""
 
     process: subprocess.Popen[str]
+    host: str = "127.0.0.1"
     grpc_port: int = 0
     http_port: int = 0
     metrics_port: int = 0
@@ -39,11 +40,11 @@ class RunningServer:
     @property
     def target(self) -> str:
         """Where its gRPC services are."""
-        return f"127.0.0.1:{self.grpc_port}"
+        return f"{self.host}:{self.grpc_port}"
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name and labels as they stand there."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
@@ -93,6 +94,8 @@ def running_server(
     arguments += ["--log-format", "json", *([] if "--drain-delay-s" in options else ["--drain-delay-s", "0"]), *options]
     with _process(arguments, environment) as process:
         server = RunningServer(process)
+        if "--listen" in options:
+            server.host = options[options.index("--listen") + 1]
         lines: Queue[str] = Queue()
         assert process.stderr is not None
         reader = Thread(target=_pump, args=(process.stderr, lines, server.log), daemon=True)

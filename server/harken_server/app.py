@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Final, NoReturn
@@ -105,6 +106,7 @@ class App:
             self._on_works,
             self._tracing,
         )
+        self._metrics.ready.set_function(lambda: float(self._service.ready))
         self._tokenizing: Final = Tokenizing(settings.tokenize_threads, settings.max_tokenize_bytes)
         self._service: Final = Service(
             self._repository,
@@ -207,6 +209,9 @@ class App:
             return None
         certificates = Certificates(settings)
         self._follow(certificates)
+        for file in certificates.ends_s:
+            end_s = partial(lambda name: certificates.ends_s.get(name, float("nan")), file)
+            self._metrics.certificate_expiry.labels(file).set_function(end_s)
         return certificates
 
     def _follow(self, files: Certificates | ApiKeys) -> None:

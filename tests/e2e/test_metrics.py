@@ -3,14 +3,22 @@
 import json
 import re
 import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import grpc
 import pytest
+from chaos.poison import poisoned
 from harken.v1 import encoder_pb2 as pb
+from harken_server.telemetry.metrics import SLO_OUTCOMES
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from support.calls import different, ids, refused, stub, text
 from support.server import BIN, RunningServer, running_server
+from support.web import call as http_call
+from support.web import post as http_post
 
 MODEL = "all-MiniLM-L6-v2"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -78,9 +86,14 @@ def test_every_metric_of_the_docs_is_there_and_labels_are_closed(minilm_server: 
     assert not any("\U0001f600" in sample for sample in samples)
     kinds = {sample.split('kind="')[1].split('"')[0] for sample in samples if sample.startswith("harken_memory_bytes")}
     # Without a GPU its readings are absent, not zero.
-    assert kinds == {"rss", "rss_peak", "predicted_batch", "budget"}
+    assert kinds == {"rss", "rss_peak", "predicted_batch", "budget", "limit", "left"}
     assert "harken_gpu_utilization_ratio" not in names
     assert minilm_server.total("harken_memory_bytes", kind="rss") > 100e6
+    limit_bytes = minilm_server.total("harken_memory_bytes", kind="limit")
+    assert 0 < minilm_server.total("harken_memory_bytes", kind="left") < limit_bytes
+    assert minilm_server.total("harken_ready") == 1
+    assert minilm_server.total("harken_lanes", state="working") >= 1
+    assert minilm_server.total("harken_lanes", state="stalled") == 0
     assert minilm_server.total("harken_engine_busy_seconds_total") > 0
     bounds = sorted(
         float(sample.split('le="')[1].split('"')[0])
@@ -130,9 +143,78 @@ def test_the_docs_name_only_metrics_that_are_there(minilm_server: RunningServer)
     there = {sample.split("{")[0] for sample in minilm_server.metrics()}
     there |= {name.removesuffix("_bucket") for name in there}
     # What the machine cannot tell is absent.
-    told = set(re.findall(r"harken_[a-z_]+", PAGE.read_text())) - {"harken_gpu_utilization_ratio"}
+    absent = {"harken_gpu_utilization_ratio", "harken_certificate_expiry_timestamp_seconds"}
+    told = set(re.findall(r"harken_[a-z_]+", PAGE.read_text())) - absent
     assert len(told) > 20
     assert sorted(told - there) == []
+
+
+def test_the_server_exports_only_metrics_that_the_docs_explain(minilm_server: RunningServer) -> None:
+    stub(minilm_server.target).Encode(pb.EncodeRequest(inputs=text("one")))
+    rows = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `harken_")]
+    explained = {name for row in rows for name in re.findall(r"`(harken_[a-z_]+)`", row)}
+    families = {re.sub(r"_(bucket|sum|count)$", "", sample.split("{")[0]) for sample in minilm_server.metrics()}
+    # A counter's name may end as a histogram's parts do.
+    assert sorted(families - explained) == []
+    assert sorted(name for name in explained if PAGE.read_text().count(f"| `{name}`") > 1) == []
+
+
+def judged(server: RunningServer) -> dict[str, float]:
+    return {outcome: server.total("harken_slo_requests_total", outcome=outcome) for outcome in SLO_OUTCOMES}
+
+
+def test_the_objective_counts_refusals_and_no_mistakes_of_callers_for_calls_and_for_inputs_of_streams(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    bad = poisoned(tiny_models / "tiny" / "1", tmp_path)
+    with running_server(bad.models, "--warmup-s", "1", "--max-backlog-sequences", "100") as server:
+        assert judged(server) == {"served": 0, "unavailable": 0, "caller": 0}
+        encoder = stub(server.target)
+
+        def moved(call: Callable[[], object]) -> dict[str, float]:
+            before = judged(server)
+            with suppress(grpc.RpcError):
+                call()
+            after = judged(server)
+            return {outcome: after[outcome] - before[outcome] for outcome in after if after[outcome] != before[outcome]}
+
+        def encode(*sequences: list[int], timeout: float | None = None) -> Callable[[], object]:
+            return lambda: encoder.Encode(pb.EncodeRequest(inputs=ids(*sequences)), timeout=timeout)
+
+        assert moved(encode([5, 6], [7, 8])) == {"served": 1}
+        # It is answered, and one of its inputs is not.
+        assert moved(encode([5, 6], [7, bad.fails])) == {"unavailable": 1}
+        assert moved(encode([5, 1000])) == {"caller": 1}
+        assert moved(encode(*[[5]] * 101)) == {"caller": 1}, "more than an idle server takes"
+        assert moved(lambda: http_post(server, "/embed", {"inputs": 7})) == {"caller": 1}
+        assert moved(lambda: http_call(server, "GET", "/health")) == {}
+        assert moved(lambda: encoder.ListModels(pb.ListModelsRequest())) == {}
+        inputs = [[5, 6], [7, bad.fails], [5, 1000], [9, bad.nan], [8, 9]]
+        requests = [
+            pb.EncodeStreamRequest(input=pb.StreamInput(id=str(index), input=ids(sequence)[0]))
+            for index, sequence in enumerate(inputs)
+        ]
+        stream = moved(lambda: list(encoder.EncodeStream(iter(requests))))
+        assert stream == {"served": 2, "unavailable": 2, "caller": 1}
+        # What alerts are about is there before anybody has been refused.
+        samples = server.metrics()
+        for reason in ("BACKLOG_FULL", "DEADLINE_UNREACHABLE"):
+            assert samples[f'harken_rejected_total{{model="",reason="{reason}"}}'] == 0.0
+
+
+def test_openmetrics_is_given_to_whoever_asks_for_it_with_exemplars(tiny_server: RunningServer) -> None:
+    request = pb.EncodeRequest(inputs=ids([5, 6]))
+    stub(tiny_server.target).Encode(request, metadata=(("x-request-id", "the-last-one"),))
+    connection = HTTPConnection("127.0.0.1", tiny_server.metrics_port, timeout=10)
+    connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
+    response = connection.getresponse()
+    assert str(response.getheader("content-type")).startswith("application/openmetrics-text")
+    page = response.read().decode()
+    connection.close()
+    families = list(openmetrics(page))  # type: ignore[no-untyped-call]  # has no types
+    found = [sample.exemplar for family in families for sample in family.samples if sample.exemplar is not None]
+    assert {"request_id": "the-last-one"} in [exemplar.labels for exemplar in found]
+    assert "the-last-one" not in "".join(tiny_server.metrics())
 
 
 def test_a_deadline_that_the_backlog_makes_impossible_is_refused_at_once(minilm_server: RunningServer) -> None:

@@ -106,6 +106,7 @@ def test_where_nothing_ends_a_run_health_says_so_and_another_thread_goes_on(tiny
     with running_server(tiny_models, *ONE_LANE, environment=environment) as server:
         with watch(server, "") as whole, watch(server, "tiny/1") as model, ThreadPoolExecutor(2) as pool:
             hangs: Future[list[np.ndarray | Refused]] = pool.submit(call, server, [HANGS])
+            server.wait_until("the stalled lane", lambda: server.total("harken_lanes", state="stalled") == 1)
             server.wait_until("the run to stall", lambda: "NOT_SERVING" in whole and "NOT_SERVING" in model)
             assert is_stalled(*hangs.result())
             # What waits behind it is computed.
@@ -114,6 +115,7 @@ def test_where_nothing_ends_a_run_health_says_so_and_another_thread_goes_on(tiny
             assert list(whole) == list(model) == ["SERVING", "NOT_SERVING", "SERVING"]
         assert http(server, "GET", "/readyz").status == 200
         assert server.total("harken_lanes_replaced_total", lane="0") == 1
+        assert server.total("harken_lanes", state="working") == 1
         assert server.total("harken_memory_bytes", kind="predicted_batch") > 0
         file.unlink()
         server.wait_until("its memory", lambda: server.total("harken_memory_bytes", kind="predicted_batch") == 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harken_server.telemetry.machine import Cgroups, usable_cores, usable_memory_bytes
+from harken_server.telemetry.machine import Cgroups, nearest_memory_limit, usable_cores, usable_memory_bytes
 
 MIB = 1 << 20
 
@@ -48,6 +48,9 @@ def test_version_2_limits_hold_on_every_level(tmp_path: Path) -> None:
     )
     assert cgroups.cpu_quota() == (0.5, f"{tmp_path}/cg/pods/cpu.max")
     assert cgroups.memory_left_bytes() == (60 * MIB, f"{tmp_path}/cg/pods/pod1/memory.max")
+    nearest = nearest_memory_limit(cgroups)
+    assert (nearest.limit_bytes, nearest.left_bytes) == (100 * MIB, 60 * MIB)
+    assert nearest.by == f"{tmp_path}/cg/pods/pod1/memory.max"
     assert usable_cores(cgroups).amount == 1
     assert usable_memory_bytes(cgroups).amount == 60 * MIB
 
@@ -147,3 +150,23 @@ def test_affinity_limits_the_cores() -> None:
     one = min(os.sched_getaffinity(0))
     report = report_of_a_process(f"os.sched_setaffinity(0, {{{one}}})")
     assert (report["cores"], report["cores_by"]) == (1, "affinity")
+
+
+def test_without_a_limit_of_its_own_a_process_is_limited_by_the_machine(tmp_path: Path) -> None:
+    nearest = nearest_memory_limit(world(tmp_path, "", "", {}))
+    assert (nearest.limit_bytes, nearest.by) == (psutil.virtual_memory().total, "memory of the machine")
+    assert 0 < nearest.left_bytes < nearest.limit_bytes
+
+
+def test_the_limit_of_its_address_space_is_a_limit_too() -> None:
+    code = """
+import resource
+from harken_server.telemetry.machine import Cgroups, nearest_memory_limit
+import psutil
+size = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
+nearest = nearest_memory_limit(Cgroups())
+print(nearest.by, nearest.limit_bytes == size + (16 << 20), 0 < nearest.left_bytes <= 16 << 20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "RLIMIT_AS True True"

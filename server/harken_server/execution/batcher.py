@@ -108,6 +108,8 @@ class Batcher:
         self._budget = MemoryBudget(limits.memory_bytes)
         self._busy_seconds.extend(self._metrics.engine_busy.labels(lane.name) for lane in self._lanes)
         self._replaced.extend(self._metrics.lanes_replaced.labels(lane.name) for lane in self._lanes)
+        self._metrics.lanes.labels("working").set_function(self.lanes_working)
+        self._metrics.lanes.labels("stalled").set_function(lambda: self._cores.narrow - self.lanes_working())
         self._pump()
         self._shrink_when_idle()  # of what the warm-up left behind
 
@@ -163,9 +165,13 @@ class Batcher:
 
     @property
     def works(self) -> bool:
-        """Whether there is a lane whose run has not stalled. The wide one holds all cores."""
-        stalled = [run.start for run in self._running.values() if run.stalled]
-        return len(stalled) < self._cores.narrow and not any(start.wide for start in stalled)
+        """Whether there is a lane whose run has not stalled."""
+        return self.lanes_working() > 0
+
+    def lanes_working(self) -> int:
+        """How many narrow lanes have no run that has stalled. The wide one holds all cores."""
+        stalled = [run.start for run in list(self._running.values()) if run.stalled]
+        return 0 if any(start.wide for start in stalled) else self._cores.narrow - len(stalled)
 
     @property
     def lanes(self) -> int:

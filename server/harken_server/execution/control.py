@@ -227,12 +227,17 @@ class Control:
         if self._refused.get(key) != (refused := Refused(present, why)):
             self._refused[key] = refused
             self._metrics.model_changes.labels(key[0], "refused").inc()
+            self._show_refused(key[0])
             log.warning("model not loaded", model=key[0], why=why)
         return why
 
     def _forget_refusals(self, keys: Iterable[ModelKey]) -> None:
         for key in list(keys):
-            self._refused.pop(key, None)
+            if self._refused.pop(key, None):
+                self._show_refused(key[0])
+
+    def _show_refused(self, name: str) -> None:
+        self._metrics.refused_bundles.labels(name).set(sum(key[0] == name for key in self._refused))
 
     async def _unload(self, name: str, versions: Sequence[int]) -> None:
         left = set(self._repository.versions(name)) - set(versions)

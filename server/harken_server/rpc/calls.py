@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -14,6 +14,7 @@ import structlog
 
 from harken_server import errors
 from harken_server.models.repository import Model
+from harken_server.rpc import objective
 from harken_server.rpc.api_keys import AUTHORIZATION, ApiKeys, digest_of
 from harken_server.rpc.load_report import LoadReports
 from harken_server.rpc.status import Answer, answer, bug
@@ -83,10 +84,12 @@ class Call:
     sequences: int = 0
     """How many were answered, and `tokens` of them; counted only if it is logged."""
     tokens: int = 0
+    inputs_failed: bool = False
+    """Whether the server failed on some of the inputs of a call that is answered."""
 
     @property
     def names(self) -> dict[str, str]:
-        """What a log line finds it by."""
+        """What leads to it from a log line, or from a bucket of a histogram."""
         request_id = {"request_id": self.request_id}
         return request_id if self.trace is None else {**request_id, "trace_id": self.trace.trace_id}
 
@@ -202,7 +205,7 @@ class Calls:
                 log.error("call failed", method=call.method, reason=refused.reason, **call.names)
             self.rejected(call.model, refusal, refused.reason)
             # Counted now: a client that never reads keeps the status from leaving until it goes away.
-            self._count(call, refused.code)
+            self._count(call, refused.code, refused)
             _forget_frames(refusal)
             raise Refused(refused) from None
         except asyncio.CancelledError:
@@ -241,6 +244,11 @@ class Calls:
         if statistics is not None:
             statistics.fail.add(self.clock() - received_s)
 
+    def input_ended(self, call: Call, refused: Answer, statistics: Statistics | None, received_s: float) -> None:
+        """Count an input of a stream that was refused, or failed."""
+        self.metrics.slo_requests.labels(call.model, objective.of_refusal(refused)).inc()
+        self.failed(statistics, received_s)
+
     def rejected(self, model: str, refusal: errors.Refusal, reason: str) -> None:
         """Count a call, or an input of a stream, if it was refused before it was accepted."""
         if not isinstance(refusal, _NOT_REJECTED):
@@ -253,7 +261,12 @@ class Calls:
         """
         now_s = self.clock()
         stamps = max((answer.stamps for answer in answers.answers), key=lambda stamps: stamps.scattered_s)
-        self.metrics.request_duration.labels(call.model, call.method).observe(now_s - received_s)
+        self.metrics.request_duration.labels(call.model, call.method).observe(now_s - received_s, call.names)
+        failed = any(isinstance(answer.outcome, errors.Refusal) for answer in answers.answers)
+        if call.method in objective.STREAMS:
+            self.metrics.slo_requests.labels(call.model, "unavailable" if failed else "served").inc()
+        else:
+            call.inputs_failed = failed
         edge_s = (now_s - received_s) - (stamps.scattered_s - stamps.received_s)
         self.metrics.stage_duration.labels(call.model, "edge").observe(edge_s)
         if call.logged or trace is not None:
@@ -302,8 +315,11 @@ class Calls:
         if not self._open:
             self._idle.set()
 
-    def _count(self, call: Call, code: grpc.StatusCode) -> None:
+    def _count(self, call: Call, code: grpc.StatusCode, refused: Answer | None = None) -> None:
         self.metrics.requests.labels(call.model, call.method, code.name).inc()
+        outcome = objective.of_call(call.method, code, refused, call.model, call.inputs_failed)
+        if outcome is not None:
+            self.metrics.slo_requests.labels(call.model, outcome).inc()
         if code is not grpc.StatusCode.OK:
             self.failed(call.statistics, call.received_s)
         if call.trace is not None:

@@ -5,6 +5,7 @@ from typing import Final
 
 import grpc
 
+from harken_server.rpc.expiry import first_end_s
 from harken_server.rpc.files import BadFile, Contents, read
 from harken_server.settings import Settings
 
@@ -33,6 +34,9 @@ class Certificates:
         if read(self.paths) != contents:
             raise BadFile(f"{CERTIFICATE}: the files changed while they were read")
         self._context = context
+        ends_s = {name: first_end_s(contents[name]) for name in (CERTIFICATE, CLIENT_CA) if name in contents}
+        self.ends_s = {name: end_s for name, end_s in ends_s.items() if end_s is not None}
+        """By the setting that names the file: when the first certificate in it ends, in seconds since 1970."""
         self._configuration = grpc.ssl_server_certificate_configuration(
             [(contents[KEY], contents[CERTIFICATE])], contents.get(CLIENT_CA)
         )

@@ -97,13 +97,14 @@ class EncodeStream(Stream):
         except Refusal as refusal:
             refused = answer(refusal, self.call.request_id)
             self.calls.rejected(self.call.model, refusal, refused.reason)
-            self.calls.failed(statistics, received_s)
+            self.calls.input_ended(self.call, refused, statistics, received_s)
             response.result.error.CopyFrom(refused.status)
             code = refused.code
         except Exception:
             log.exception("input failed", **self.call.names)
-            self.calls.failed(statistics, received_s)
-            response.result.error.CopyFrom(bug(self.call.request_id).status)
+            failure = bug(self.call.request_id)
+            self.calls.input_ended(self.call, failure, statistics, received_s)
+            response.result.error.CopyFrom(failure.status)
             code = grpc.StatusCode.INTERNAL
         self.ended(trace, code)
         return response.SerializeToString(), held_bytes

@@ -5,17 +5,24 @@ these do a binary search, 0.5 us. They show themselves through its Collector, so
 stay the only ones.
 """
 
+import re
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 Child = TypeVar("Child")
+
+_MOST_CHARACTERS: Final = 128
+"""Of an exemplar's labels, names and values together: OpenMetrics 1.0, section Exemplars."""
+_ESCAPED: Final = re.compile(r'["\\\n]')
 
 
 class _Instrument(Collector, Generic[Child]):
@@ -83,17 +90,22 @@ class Counter(_Instrument[Count]):
 class Distribution:
     """How many observations fell into each bucket, and their sum."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("_bounds", "counts", "last", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.last: list[tuple[Mapping[str, str], float, float] | None] = [None] * (len(bounds) + 1)
+        """Of each bucket the last observation that has an exemplar: its labels, its value, and when it was."""
 
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+    def observe(self, value: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count one observation. `exemplar`: labels that lead to it, as a trace's id does; see `_fitting`."""
+        bucket = bisect_left(self._bounds, value)
+        self.counts[bucket] += 1
         self.sum += value
+        if exemplar is not None:
+            self.last[bucket] = (exemplar, value, time.time())
 
 
 class Histogram(_Instrument[Distribution]):
@@ -118,6 +130,33 @@ class Histogram(_Instrument[Distribution]):
         """See Collector."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._label_names)
         for values, child in list(self._children.items()):
-            cumulative = accumulate(child.counts)
-            family.add_metric(values, list(zip(self._names, cumulative, strict=True)), child.sum)
+            buckets = [
+                (name, count, *_exemplar(last))
+                for name, count, last in zip(self._names, accumulate(child.counts), child.last, strict=True)
+            ]
+            family.add_metric(values, buckets, child.sum)
         yield family
+
+
+def _exemplar(last: tuple[Mapping[str, str], float, float] | None) -> tuple[()] | tuple[Exemplar]:
+    if last is None:
+        return ()
+    labels, value, moment_s = last
+    fitting = _fitting(labels)
+    return (Exemplar(fitting, value, moment_s),) if fitting else ()
+
+
+def _fitting(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels, in their order, that an exemplar has room for; one that is cut would lead nowhere.
+
+    Nor one that needs an escape: callers choose these values, and there are readers of OpenMetrics, prometheus-client's
+    for one, to whom the whole page would be wrong.
+    """
+    left = _MOST_CHARACTERS
+    fitting = {}
+    for name, value in labels.items():
+        size = len(name) + len(value)
+        if size <= left and not _ESCAPED.search(value):
+            fitting[name] = value
+            left -= size
+    return fitting

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,15 @@ class Usable:
     """An amount, and what set it."""
 
     amount: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """What may be used, how much of that is left, and what set it."""
+
+    limit_bytes: int
+    left_bytes: int
     by: str
 
 
@@ -39,7 +49,10 @@ class Cgroups:
 
     def memory_left_bytes(self) -> tuple[int, str] | None:
         """The least of limit less use on the way up, in bytes, and its file. None without a limit."""
-        left: list[tuple[int, str]] = []
+        return min(((limit.left_bytes, limit.by) for limit in self.memory_limits()), default=None)
+
+    def memory_limits(self) -> Iterator[MemoryLimit]:
+        """Each limit on the way up; `by` is its file."""
         for folder in self._folders("memory"):
             for limit_name, used_name in (
                 ("memory.max", "memory.current"),
@@ -48,8 +61,7 @@ class Cgroups:
                 limit, used = _number(folder / limit_name), _number(folder / used_name)
                 if limit is not None and used is not None and limit < _UNLIMITED_BYTES:
                     reclaimable = _inactive_file_bytes(folder / "memory.stat")
-                    left.append((max(limit - used + reclaimable, 0), str(folder / limit_name)))
-        return min(left, default=None)
+                    yield MemoryLimit(limit, max(limit - used + reclaimable, 0), str(folder / limit_name))
 
     def _folders(self, controller: str) -> Iterator[Path]:
         """This process' folder in the hierarchy of `controller` (version 1, and the unified one), and its parents."""
@@ -91,6 +103,17 @@ def usable_memory_bytes(cgroups: Cgroups) -> Usable:
     if left is not None and left[0] < free:
         return Usable(*left)
     return Usable(free, "free memory of the machine")
+
+
+def nearest_memory_limit(cgroups: Cgroups) -> MemoryLimit:
+    """The limit of which the smallest share is left: the machine's memory, a cgroup's, or RLIMIT_AS of the process."""
+    machine = psutil.virtual_memory()
+    limits = [MemoryLimit(machine.total, machine.available, "memory of the machine"), *cgroups.memory_limits()]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        left = address_space - psutil.Process().memory_info().vms
+        limits.append(MemoryLimit(address_space, max(left, 0), "RLIMIT_AS"))
+    return min(limits, key=lambda limit: limit.left_bytes / max(limit.limit_bytes, 1))
 
 
 def processor_name() -> str:

@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from harken_server.telemetry.instruments import Counter, Histogram
+from harken_server.telemetry.machine import Cgroups, nearest_memory_limit
 from harken_server.telemetry.memory import DeviceMemory, host_memory_bytes
 from harken_server.telemetry.statistics import Statistics
 
@@ -15,6 +16,9 @@ STAGES: Final = ("tokenize", "queue", "collate", "compute", "scatter", "edge")
 CLOSED_BY: Final = ("cost", "limit", "lanes", "deadline", "age", "bulk", "tenants", "solitary", "backlog")
 OUTCOMES: Final = ("answered", "failed", "expired", "cancelled")
 CHANGES: Final = ("loaded", "unloaded", "refused")
+SLO_OUTCOMES: Final = ("served", "unavailable", "caller")
+OVERLOAD: Final = ("BACKLOG_FULL", "DEADLINE_UNREACHABLE")
+"""Reasons of refusals that mean too much is asked. Their series begin at 0, so that `rate` sees the first one too."""
 
 # 0.1 ms to 43 s, each bucket 1.5 times the one before; and 0.25 s, the objective that the docs state.
 _SECONDS: Final = sorted([float(f"{0.0001 * 1.5**k:.3g}") for k in range(33)] + [0.25])
@@ -42,6 +46,13 @@ class Metrics:
         self.finished: Final = Counter(
             "harken_finished",
             "Accepted sequences by how they ended; over all outcomes it reaches harken_accepted_total.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.slo_requests: Final = Counter(
+            "harken_slo_requests",
+            "Calls that compute, and inputs of streams, by what they are to the availability objective: served, "
+            "unavailable (refused, too late, failed), or an end that was the caller's (caller), which it leaves out.",
             ("model", "outcome"),
             registry=registry,
         )
@@ -180,15 +191,45 @@ class Metrics:
             ("model", "version", "precision", "device", "bundle"), registry=registry,
         )  # fmt: skip
 
+        self.refused_bundles: Final = Gauge(
+            "harken_refused_bundles",
+            "Bundles, and default files, in the folder of models that cannot be served as they are now.",
+            ("model",),
+            registry=registry,
+        )
+        self.ready: Final = Gauge(
+            "harken_ready",
+            "1 while requests are taken and computed; 0 while it loads or drains, or no lane works.",
+            registry=registry,
+        )
+        self.lanes: Final = Gauge(
+            "harken_lanes", "Lanes, without the wide one, by whether their run has stalled.", ("state",),
+            registry=registry,
+        )  # fmt: skip
+        self.certificate_expiry: Final = Gauge(
+            "harken_certificate_expiry_timestamp_seconds",
+            "When the first certificate of the file that is in use ends, in seconds since 1970.",
+            ("file",),
+            registry=registry,
+        )
         self.model_changes: Final = Counter(
             "harken_model_changes",
             "Model versions loaded and unloaded while the server ran, and bundles and default files refused.",
             ("model", "change"),
             registry=registry,
         )
+        self._begin("")
+
+    def _begin(self, model: str) -> None:
+        """Show as 0 from the start what alerts are about."""
+        for outcome in SLO_OUTCOMES:
+            self.slo_requests.labels(model, outcome)
+        for reason in OVERLOAD:
+            self.rejected.labels(model, reason)
 
     def for_model(self, model: str, version: int) -> "ModelMetrics":
         """The children of one model, looked up once, and the statistics of this version."""
+        self._begin(model)
         statistics = self.statistics.setdefault((model, version), Statistics())
         return ModelMetrics(self, model, version, statistics)
 
@@ -235,6 +276,7 @@ class ModelMetrics:
         self.cost_error: Final = metrics.cost_error.labels(model)
         for change in CHANGES:
             metrics.model_changes.labels(model, change)
+        metrics.refused_bundles.labels(model)
 
 
 class _MemoryCollector(Collector):
@@ -244,16 +286,21 @@ class _MemoryCollector(Collector):
         self._budget_bytes: Final = budget_bytes
         self._predicted_batch_bytes: Final = predicted_batch_bytes
         self._device: Final = device
+        self._cgroups: Final = Cgroups()
 
     def collect(self) -> Iterable[Metric]:
         memory = GaugeMetricFamily(
             "harken_memory_bytes",
             "Memory: of the process (rss, rss_peak), of the running batches (predicted_batch) and what they may "
-            "take (budget), and of the GPU. What the machine cannot tell is absent.",
+            "take (budget), the limit that is nearest (limit) and what is left until it (left), and of the GPU. "
+            "What the machine cannot tell is absent.",
             labels=("kind", "device"),
         )
+        nearest = nearest_memory_limit(self._cgroups)
         readings = {
             **host_memory_bytes(),
+            "limit": nearest.limit_bytes,
+            "left": nearest.left_bytes,
             "predicted_batch": self._predicted_batch_bytes(),
             "budget": self._budget_bytes(),
         }

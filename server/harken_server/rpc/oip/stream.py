@@ -58,13 +58,14 @@ class InferStream(Stream):
         except Refusal as refusal:
             refused = answer(refusal, self.call.request_id)
             self.calls.rejected(self.call.model, refusal, refused.reason)
-            self.calls.failed(statistics, received_s)
+            self.calls.input_ended(self.call, refused, statistics, received_s)
             response = _failed(refused.status.message, request_id)
             code = refused.code
         except Exception:
             log.exception("request failed", **self.call.names)
-            self.calls.failed(statistics, received_s)
-            response = _failed(bug(self.call.request_id).status.message, request_id)
+            failure = bug(self.call.request_id)
+            self.calls.input_ended(self.call, failure, statistics, received_s)
+            response = _failed(failure.status.message, request_id)
             code = grpc.StatusCode.INTERNAL
         self.ended(trace, code)
         return response.SerializeToString(), held_bytes

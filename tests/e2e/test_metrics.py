@@ -282,7 +282,7 @@ def test_reflection_and_health_answer_a_go_client(minilm_server: RunningServer) 
 
     services = grpcurl(minilm_server.target, "list").split()
     health_and_reflection = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
-    own = ["harken.v1.Debug", "harken.v1.Encoder", "inference.GRPCInferenceService"]
+    own = ["harken.v1.Admin", "harken.v1.Debug", "harken.v1.Encoder", "inference.GRPCInferenceService"]
     assert services == [*health_and_reflection, *own]
     assert "rpc EncodeStream" in grpcurl(minilm_server.target, "describe", "harken.v1.Encoder")
     request = json.dumps({"inputs": [{"text": "hello from go"}]})

@@ -91,7 +91,7 @@ class Call:
     def names(self) -> dict[str, str]:
         """What leads to it from a log line, or from a bucket of a histogram."""
         request_id = {"request_id": self.request_id}
-        return request_id if self.trace is None else {**request_id, "trace_id": self.trace.trace_id}
+        return request_id if self.trace is None else {"trace_id": self.trace.trace_id, **request_id}
 
 
 class Refused(Exception):

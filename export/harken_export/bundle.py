@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from google.protobuf.json_format import MessageToDict
-from harken.v1.bundle_pb2 import Bundle, BundleFile
+from google.protobuf.json_format import MessageToDict, Parse, ParseError
+from harken.v1.bundle_pb2 import Bundle, BundleFile, WeightsOrigin
 
 from .errors import BundleExists, InvalidBundleName
 
@@ -26,6 +26,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 FORMAT = 1
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
+ATTENTION = "attention.onnx"
 TOKENIZER = "tokenizer.json"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -50,6 +51,26 @@ def refuse_existing(target: Path, *, force: bool) -> None:
     """Raises BundleExists if `target` is there, unless `force`."""
     if target.exists() and not force:
         raise BundleExists(target)
+
+
+def lacks_attention(folder: Path) -> bool:
+    """Whether a bundle is there that could have an attention graph of its very weights, and has none."""
+    manifest = read_manifest(folder)
+    return bool(manifest.weights.sha256) and not manifest.HasField("attention")
+
+
+def holds_weights(folder: Path, origin: WeightsOrigin) -> bool:
+    """Whether the bundle that is there was made of these weights, by their hash; random ones have none."""
+    weights = read_manifest(folder).weights
+    return bool(origin.sha256) and weights.sha256 == origin.sha256
+
+
+def read_manifest(folder: Path) -> Bundle:
+    """Empty if there is none, or none that can be read."""
+    try:
+        return Parse((folder / MANIFEST).read_bytes(), Bundle(), ignore_unknown_fields=True)
+    except (OSError, ParseError, UnicodeDecodeError, RecursionError):
+        return Bundle()
 
 
 @contextmanager

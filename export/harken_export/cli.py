@@ -16,7 +16,16 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from .bundle import MANIFEST, MAX_VERSION, Precision, bundle_folder, refuse_existing
+from .bundle import (
+    ATTENTION,
+    MANIFEST,
+    MAX_VERSION,
+    Precision,
+    bundle_folder,
+    holds_weights,
+    lacks_attention,
+    refuse_existing,
+)
 from .errors import BundleExists, CertificateFailed, ExportError, ParityFailed
 
 if TYPE_CHECKING:
@@ -29,9 +38,10 @@ app = typer.Typer(
     name="harken-export",
     help="""Turn a BERT encoder into a bundle that a harken server loads.
 
-    A bundle is the folder MODELS/NAME/VERSION with model.onnx, tokenizer.json (if the model takes text) and
-    bundle.json, which describes and hashes them. Every export is checked against PyTorch before it is written:
-    a graph that computes something else is refused. A sentence vector is the mean over the real tokens, of length 1.
+    A bundle is the folder MODELS/NAME/VERSION with model.onnx, attention.onnx (the same with its attention maps as
+    one more output), tokenizer.json (if the model takes text) and bundle.json, which describes and hashes them. Every
+    export is checked against PyTorch before it is written: a graph that computes something else is refused. A sentence
+    vector is the mean over the real tokens, of length 1.
 
     Exit code 0: the bundle is there. 1: the check failed. 2: the request cannot be met. 143: ended by SIGTERM.
     Nothing is left behind unless the code is 0.""",
@@ -67,7 +77,22 @@ PrecisionOption = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the bundle if it is there.")]
-IfMissing = Annotated[bool, typer.Option("--if-missing", help="Succeed at once if NAME/VERSION is there already.")]
+IfMissing = Annotated[
+    bool,
+    typer.Option(
+        "--if-missing",
+        help="Succeed at once if NAME/VERSION is there already. If only its attention.onnx is missing, and the "
+        "weights are the same, it is exported again.",
+    ),
+]
+AttentionOption = Annotated[
+    bool,
+    typer.Option(
+        "--attention/--no-attention",
+        help="Whether the bundle gets attention.onnx, which Attend needs. Beside fp32 weights it takes next to no "
+        "room; beside fp16 or int8 it has fp32 weights of its own.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -78,8 +103,11 @@ class Destination:
     name: str
     version: int
     precision: Precision
+    attention: bool
     force: bool
     if_missing: bool
+    incomplete: bool
+    """Whether it is there without what is asked for."""
 
 
 def destination(
@@ -89,6 +117,7 @@ def destination(
     name: str | None,
     version: int,
     precision: Precision,
+    attention: bool,
     force: bool,
     if_missing: bool,
 ) -> Destination:
@@ -98,9 +127,13 @@ def destination(
     if name is None:
         name = default_name + ("" if precision == "fp32" else f"-{precision}")
     folder = bundle_folder(models, name, version)
-    with existing(is_enough=if_missing):
-        refuse_existing(folder, force=force)
-    return Destination(models, name, version, precision, force, if_missing)
+    incomplete = if_missing and attention and lacks_attention(folder)
+    if incomplete:
+        console.print(f"{folder} is there, but has no {ATTENTION}", markup=False)
+    else:
+        with existing(is_enough=if_missing):
+            refuse_existing(folder, force=force)
+    return Destination(models, name, version, precision, attention, force, if_missing, incomplete)
 
 
 @contextmanager
@@ -122,6 +155,7 @@ def minilm(
     name: Name = None,
     version: Version = 1,
     precision: PrecisionOption = "fp32",
+    attention: AttentionOption = True,
     force: Force = False,
     if_missing: IfMissing = False,
 ) -> None:
@@ -136,6 +170,7 @@ def minilm(
         version=version,
         precision=precision,
         force=force,
+        attention=attention,
         if_missing=if_missing,
     )
     with step("load PyTorch"):
@@ -153,6 +188,7 @@ def checkpoint(
     name: Name = None,
     version: Version = 1,
     precision: PrecisionOption = "fp32",
+    attention: AttentionOption = True,
     force: Force = False,
     if_missing: IfMissing = False,
 ) -> None:
@@ -168,6 +204,7 @@ def checkpoint(
         version=version,
         precision=precision,
         force=force,
+        attention=attention,
         if_missing=if_missing,
     )
     with step("load PyTorch"):
@@ -193,6 +230,7 @@ def random(
     name: Name = None,
     version: Version = 1,
     precision: PrecisionOption = "fp32",
+    attention: AttentionOption = True,
     force: Force = False,
     if_missing: IfMissing = False,
 ) -> None:
@@ -207,6 +245,7 @@ def random(
         version=version,
         precision=precision,
         force=force,
+        attention=attention,
         if_missing=if_missing,
     )
     with step("load PyTorch"):
@@ -228,14 +267,21 @@ def random(
 def export(checkpoint: "Checkpoint", place: Destination) -> None:
     from .export import export_bundle
 
+    folder = bundle_folder(place.models_dir, place.name, place.version)
+    if place.incomplete and not holds_weights(folder, checkpoint.origin):
+        console.print(
+            f"{folder} is not known to hold these weights, and stays as it is: --force replaces it", markup=False
+        )
+        return
     with existing(is_enough=place.if_missing):
-        folder = export_bundle(
+        export_bundle(
             checkpoint,
             place.models_dir,
             place.name,
             place.version,
             precision=place.precision,
-            force=place.force,
+            attention=place.attention,
+            force=place.force or place.incomplete,
             progress=step,
         )
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()

@@ -4,6 +4,7 @@ ExportError
     InvalidConfig        sizes that describe no encoder
     CheckpointRefused    weights that are missing, unreadable or of another architecture
     ModelTooLarge        more than one ONNX file can hold
+    AttentionTooLarge    the attention graph's float32 weights are, although the model is not
     InvalidBundleName    a name or a version that no bundle may have
     BundleExists         NAME/VERSION is there already
     ParityFailed         the ONNX graph does not compute what the PyTorch module computes
@@ -35,6 +36,11 @@ class ModelTooLarge(ExportError):
             f"the weights take {size_bytes / 1e9:.2f} GB, one ONNX file holds less than {limit_bytes / 1e9:.2f} GB"
         )
         self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+
+class AttentionTooLarge(ExportError):
+    def __init__(self, cause: ModelTooLarge) -> None:
+        super().__init__(f"of the attention graph, which is float32, {cause}: leave it out by --no-attention")
 
 
 class BundleExists(ExportError):

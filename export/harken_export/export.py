@@ -8,13 +8,15 @@ from pathlib import Path
 import onnx
 import onnxruntime  # type: ignore[import-untyped]  # ships no types
 import torch
-from harken.v1.bundle_pb2 import Bundle, Certificate, Parity, TensorSpec
+from harken.v1.bundle_pb2 import Attention, Bundle, Certificate, Parity, TensorSpec
 
+from .attention import describe_attention, refuse_too_large_attention, write_attention
 from .bundle import FORMAT, MODEL, TOKENIZER, Precision, bundle_folder, describe_files, staged, write_manifest
 from .certificate import certify
 from .checkpoints import Checkpoint
 from .trace import GRAPH, OPSETS, write_onnx
 from .verify import verify
+from .verify_attention import verify_attention
 
 # Called with what begins now, and held open until that ends.
 Progress = Callable[[str], AbstractContextManager[None]]
@@ -27,14 +29,18 @@ def export_bundle(
     version: int = 1,
     *,
     precision: Precision = "fp32",
+    attention: bool = True,
     force: bool = False,
     progress: Progress = lambda _: nullcontext(),
 ) -> Path:
     """Write `models_dir/name/version/` and return it.
 
-    Raises an ExportError: InvalidBundleName, BundleExists unless `force`, ModelTooLarge, ParityFailed,
-    CertificateFailed of int8. Whatever is raised, no half bundle is left.
+    `attention`: with the second graph, attention.onnx. Raises an ExportError: InvalidBundleName, BundleExists unless
+    `force`, ModelTooLarge, AttentionTooLarge, ParityFailed, CertificateFailed of int8. Whatever is raised, no half
+    bundle is left.
     """
+    if attention:
+        refuse_too_large_attention(checkpoint.config)
     target = bundle_folder(models_dir, name, version)
     with staged(target, force=force) as folder:
         encoder = checkpoint.encoder()
@@ -46,10 +52,17 @@ def export_bundle(
         if precision == "int8":
             with progress("certify the loss"):
                 certificate = certify(encoder, folder / MODEL, checkpoint.tokenizer_json)
+        described = None
+        if attention:
+            with progress("add attention maps"):
+                write_attention(encoder, precision, folder)
+                described = describe_attention(
+                    checkpoint.config, precision, verify_attention(encoder, folder, precision)
+                )
         with progress("write the bundle"):
             if checkpoint.tokenizer_json is not None:
                 (folder / TOKENIZER).write_bytes(checkpoint.tokenizer_json)
-            manifest = describe(checkpoint, name, version, precision, parity, certificate)
+            manifest = describe(checkpoint, name, version, precision, parity, certificate, described)
             manifest.files.extend(describe_files(folder))
             write_manifest(manifest, folder)
     return target
@@ -62,6 +75,7 @@ def describe(
     precision: Precision,
     parity: Parity,
     certificate: Certificate | None,
+    attention: Attention | None,
 ) -> Bundle:
     """The manifest but for the files."""
     config = checkpoint.config
@@ -93,6 +107,7 @@ def describe(
         weights=checkpoint.origin,
         parity=parity,
         certificate=certificate,
+        attention=attention,
         made_with={
             "harken": metadata.version("harken"),
             "onnx": onnx.__version__,

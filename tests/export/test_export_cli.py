@@ -28,7 +28,8 @@ def test_an_export_prints_its_steps_and_where_the_bundle_is(tmp_path: Path, caps
     assert cli.run([*TINY, "--models", str(tmp_path), "--name", "tiny", "--version", "3"]) == 0
     output = capsys.readouterr()
     lines = output.out.splitlines()
-    steps = ["load PyTorch", "draw the weights", "trace to ONNX", "verify against PyTorch", "write the bundle"]
+    steps = ["load PyTorch", "draw the weights", "trace to ONNX", "verify against PyTorch"]
+    steps += ["add attention maps", "write the bundle"]
     assert [line[:22].rstrip() for line in lines[:-2]] == steps
     assert all(line.endswith(" s") for line in lines[:-2])
     sha256 = hashlib.sha256((tmp_path / "tiny" / "3" / "bundle.json").read_bytes()).hexdigest()
@@ -54,7 +55,7 @@ def test_the_default_name_says_the_precision(tmp_path: Path, arguments: list[str
 def test_a_folder_is_exported_under_its_name(folder: Path, tmp_path: Path) -> None:
     assert cli.run(["checkpoint", str(folder), "--models", str(tmp_path / "models")]) == 0
     names = sorted(path.name for path in (tmp_path / "models" / "tiny-bert" / "1").iterdir())
-    assert names == ["bundle.json", "model.onnx", "tokenizer.json"]
+    assert names == ["attention.onnx", "bundle.json", "model.onnx", "tokenizer.json"]
 
 
 @pytest.mark.parametrize(

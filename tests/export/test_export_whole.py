@@ -13,12 +13,14 @@ import torch
 from google.protobuf import json_format
 from harken.v1.bundle_pb2 import Bundle, BundleFile, TensorSpec, WeightsOrigin
 from harken_export import checkpoints, export, verify
+from harken_export.attention import describe_attention
 from harken_export.bundle import Precision
 from harken_export.checkpoints import Checkpoint
 from harken_export.errors import BundleExists, ParityFailed
 from harken_export.export import export_bundle
 from harken_export.model import Encoder
 from harken_export.trace import write_onnx
+from harken_export.verify_attention import verify_attention
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel
 
@@ -32,9 +34,15 @@ def test_the_manifest_says_what_is_in_the_folder(folder: Path, tmp_path: Path, p
     checkpoint = checkpoints.from_folder(folder)
     bundle = export_bundle(checkpoint, tmp_path / "models", "tiny", 7, precision=precision)
     assert bundle == tmp_path / "models" / "tiny" / "7"
-    assert sorted(path.name for path in bundle.iterdir()) == ["bundle.json", "model.onnx", "tokenizer.json"]
+    assert sorted(path.name for path in bundle.iterdir()) == [
+        "attention.onnx",
+        "bundle.json",
+        "model.onnx",
+        "tokenizer.json",
+    ]
     manifest = read_manifest(bundle)
     model, tokenizer = (bundle / "model.onnx").read_bytes(), (bundle / "tokenizer.json").read_bytes()
+    attention = (bundle / "attention.onnx").read_bytes()
     assert manifest == Bundle(
         format=1,
         name="tiny",
@@ -60,6 +68,7 @@ def test_the_manifest_says_what_is_in_the_folder(folder: Path, tmp_path: Path, p
             TensorSpec(name="token_embeddings", data_type="float32", shape=["batch", "length", "32"]),
         ],
         files=[
+            BundleFile(name="attention.onnx", sha256=sha256(attention).hexdigest(), size_bytes=len(attention)),
             BundleFile(name="model.onnx", sha256=sha256(model).hexdigest(), size_bytes=len(model)),
             BundleFile(name="tokenizer.json", sha256=sha256(tokenizer).hexdigest(), size_bytes=len(tokenizer)),
         ],
@@ -69,6 +78,9 @@ def test_the_manifest_says_what_is_in_the_folder(folder: Path, tmp_path: Path, p
             sha256=sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         ),
         parity=verify.verify(checkpoint.encoder(), bundle / "model.onnx", precision),
+        attention=describe_attention(
+            checkpoint.config, precision, verify_attention(checkpoint.encoder(), bundle, precision)
+        ),
         made_with={
             "harken": metadata.version("harken"),
             "onnx": onnx.__version__,
@@ -83,7 +95,7 @@ def test_two_exports_give_the_same_bytes(tiny: Checkpoint, tmp_path: Path) -> No
     assert {path.name: path.read_bytes() for path in first.iterdir()} == {
         path.name: path.read_bytes() for path in second.iterdir()
     }
-    assert sorted(path.name for path in first.iterdir()) == ["bundle.json", "model.onnx"]
+    assert sorted(path.name for path in first.iterdir()) == ["attention.onnx", "bundle.json", "model.onnx"]
 
 
 def test_a_graph_that_fails_parity_is_never_published(
@@ -98,7 +110,10 @@ def test_a_graph_that_fails_parity_is_never_published(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["write_onnx", "verify", "describe", "describe_files", "write_manifest"])
+@pytest.mark.parametrize(
+    "step",
+    ["write_onnx", "verify", "write_attention", "verify_attention", "describe", "describe_files", "write_manifest"],
+)
 def test_a_failure_in_any_step_leaves_nothing(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -67,6 +67,7 @@ class Bundle(_message.Message):
     PARITY_FIELD_NUMBER: _builtins.int
     MADE_WITH_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Format of this manifest. A server refuses a number that it does not know."""
     name: _builtins.str
@@ -111,6 +112,10 @@ class Bundle(_message.Message):
     def certificate(self) -> Global___Certificate:
         """Only of a precision that loses some of the model: int8."""
 
+    @_builtins.property
+    def attention(self) -> Global___Attention:
+        """Of attention.onnx; absent where the bundle has none."""
+
     def __init__(
         self,
         *,
@@ -136,10 +141,11 @@ class Bundle(_message.Message):
         parity: Global___Parity | None = ...,
         made_with: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         certificate: Global___Certificate | None = ...,
+        attention: Global___Attention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "parity", b"parity", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "certificate", b"certificate", "parity", b"parity", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "certificate", b"certificate", "files", b"files", "format", b"format", "graph", b"graph", "heads", b"heads", "hidden_size", b"hidden_size", "inputs", b"inputs", "intermediate_size", b"intermediate_size", "layers", b"layers", "made_with", b"made_with", "max_length", b"max_length", "name", b"name", "normalized", b"normalized", "opset", b"opset", "outputs", b"outputs", "parity", b"parity", "pooling", b"pooling", "precision", b"precision", "version", b"version", "vocab_size", b"vocab_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attention", b"attention", "certificate", b"certificate", "files", b"files", "format", b"format", "graph", b"graph", "heads", b"heads", "hidden_size", b"hidden_size", "inputs", b"inputs", "intermediate_size", b"intermediate_size", "layers", b"layers", "made_with", b"made_with", "max_length", b"max_length", "name", b"name", "normalized", b"normalized", "opset", b"opset", "outputs", b"outputs", "parity", b"parity", "pooling", b"pooling", "precision", b"precision", "version", b"version", "vocab_size", b"vocab_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,6 +179,96 @@ class TensorSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TensorSpec: _TypeAlias = TensorSpec  # noqa: Y015
+
+@_typing.final
+class Attention(_message.Message):
+    """The second graph, attention.onnx: what model.onnx computes, in float32, with
+    the attention maps as a further output.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPSET_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    SHARES_WEIGHTS_FIELD_NUMBER: _builtins.int
+    PARITY_FIELD_NUMBER: _builtins.int
+    opset: _builtins.int
+    shares_weights: _builtins.bool
+    """Whether its weights are those inside model.onnx, which it names as their file,
+    with offsets. Else they are its own.
+    """
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
+        """sentence_embedding and token_embeddings as model.onnx has them, and
+        attentions, float32 [layers, batch, heads, length, length]: row i is how much
+        token i attends to each token. Rows of padding mean nothing.
+        """
+
+    @_builtins.property
+    def parity(self) -> Global___AttentionParity: ...
+    def __init__(
+        self,
+        *,
+        opset: _builtins.int = ...,
+        outputs: _abc.Iterable[Global___TensorSpec] | None = ...,
+        shares_weights: _builtins.bool = ...,
+        parity: Global___AttentionParity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["opset", b"opset", "outputs", b"outputs", "parity", b"parity", "shares_weights", b"shares_weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attention: _TypeAlias = Attention  # noqa: Y015
+
+@_typing.final
+class AttentionParity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUND_MAX_ABS_FIELD_NUMBER: _builtins.int
+    BOUND_FAST_MAX_ABS_FIELD_NUMBER: _builtins.int
+    ATTENTIONS_MAX_ABS_FIELD_NUMBER: _builtins.int
+    SENTENCE_MAX_ABS_FIELD_NUMBER: _builtins.int
+    ROW_SUM_MAX_ABS_FIELD_NUMBER: _builtins.int
+    PADDING_MAX_FIELD_NUMBER: _builtins.int
+    FAST_MAX_ABS_FIELD_NUMBER: _builtins.int
+    FAST_MIN_COSINE_FIELD_NUMBER: _builtins.int
+    bound_max_abs: _builtins.float
+    """The export fails above them."""
+    bound_fast_max_abs: _builtins.float
+    attentions_max_abs: _builtins.float
+    """Against the float32 PyTorch module: the maps, in rows of real tokens, and the
+    normalised sentence vectors.
+    """
+    sentence_max_abs: _builtins.float
+    row_sum_max_abs: _builtins.float
+    """How far the sum of a row of a real token is from 1; the most that such a row
+    gives to padding.
+    """
+    padding_max: _builtins.float
+    fast_max_abs: _builtins.float
+    """Its sentence vectors against model.onnx's; bounded where that is fp32 too."""
+    fast_min_cosine: _builtins.float
+    def __init__(
+        self,
+        *,
+        bound_max_abs: _builtins.float = ...,
+        bound_fast_max_abs: _builtins.float = ...,
+        attentions_max_abs: _builtins.float = ...,
+        sentence_max_abs: _builtins.float = ...,
+        row_sum_max_abs: _builtins.float = ...,
+        padding_max: _builtins.float = ...,
+        fast_max_abs: _builtins.float = ...,
+        fast_min_cosine: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attentions_max_abs", b"attentions_max_abs", "bound_fast_max_abs", b"bound_fast_max_abs", "bound_max_abs", b"bound_max_abs", "fast_max_abs", b"fast_max_abs", "fast_min_cosine", b"fast_min_cosine", "padding_max", b"padding_max", "row_sum_max_abs", b"row_sum_max_abs", "sentence_max_abs", b"sentence_max_abs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttentionParity: _TypeAlias = AttentionParity  # noqa: Y015
 
 @_typing.final
 class BundleFile(_message.Message):

@@ -17,6 +17,8 @@ import structlog
 import uvloop
 from prometheus_client import disable_created_metrics, start_http_server
 
+from harken_server.attend import Attend
+from harken_server.execution.attention import AttendBudget, Attentions
 from harken_server.execution.batcher import Batcher
 from harken_server.execution.control import Control
 from harken_server.execution.engine import DeviceUnavailable, check_installation
@@ -132,7 +134,9 @@ class App:
         self._probes: Final = Probes()
         self._draining = False
         self._following_files: Final[list[asyncio.Task[NoReturn]]] = []
-        self._loader: Final = Loader(settings, self._repository, self._batcher, self._metrics, CLOCK)
+        self._attentions: Final = Attentions(settings, self._batcher, self._metrics, AttendBudget(), CLOCK)
+        self._attend: Final = Attend(self._service, self._batcher, self._attentions, settings.attend, CLOCK)
+        self._loader: Final = Loader(settings, self._repository, self._batcher, self._attentions, self._metrics, CLOCK)
         self._control: Final = Control(
             self._loader,
             self._repository,
@@ -169,7 +173,7 @@ class App:
                 f"cannot listen on {settings.listen}:{settings.grpc_port} for gRPC: {error.strerror or error}"
             ) from error
         http_port = await self._start_web(certificates)
-        edge = Encoder(self._service, self._calls, self._streams, settings.max_message_bytes)
+        edge = Encoder(self._service, self._attend, self._calls, self._streams, settings.max_message_bytes)
         debug_edge = Debug(self._history, self._calls, settings.max_message_bytes)
         inference_edge = Inference(self._service, self._calls, self._streams, self._control, settings.max_message_bytes)
         admin_edge = Admin(settings, self._calls)
@@ -222,7 +226,8 @@ class App:
         if not settings.http:
             return None
         exchanges = Exchanges(self._service, self._calls, settings.max_message_bytes, settings.max_request_s)
-        self._web = Web(exchanges, self._control, settings, certificates.context() if certificates else None)
+        context = certificates.context() if certificates else None
+        self._web = Web(exchanges, self._attend, self._control, settings, context)
         try:
             return await self._web.start()
         except OSError as error:
@@ -279,6 +284,7 @@ class App:
         if self._web is not None:
             await self._web.stop()
         self._tokenizing.stop()
+        self._attentions.stop()
         self._loader.stop()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)

@@ -3,6 +3,7 @@
     Refusal                     the base; raised, never returned
     ├── InvalidRequest          it can never succeed: one Problem for each field at fault
     ├── TurnedOff               the server's settings leave out what it asks for
+    ├── CannotAttend            the model has not what Attend needs
     ├── ModelNotFound           no such model, or no such version of it
     ├── LoadFailed              a model that was to be loaded cannot be served
     ├── BacklogFull             it may succeed later; carries the predicted wait
@@ -149,6 +150,18 @@ class OverMemoryBudget(Problem):
 
 
 @dataclass(frozen=True, slots=True)
+class OverAttendBudget(Problem):
+    """The attention maps of the text are predicted to need more memory than all Attends together may take."""
+
+    length: int
+    layers: int
+    heads: int
+    maps_bytes: int
+    predicted_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownName(Problem):
     """A tensor or a parameter that there is none of."""
 
@@ -213,6 +226,15 @@ class BadValue(Problem):
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfRange(Problem):
+    """A number outside the range, whose ends are allowed."""
+
+    value: int
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class OutOfPlace(Problem):
     """A stream's `open` that is not its first message."""
 
@@ -270,6 +292,15 @@ class TurnedOff(Refusal):
 
 
 @dataclass
+class CannotAttend(Refusal):
+    """The model has no attention graph; or, with `pooling`, no similarity of tokens, which that pooling gives none."""
+
+    model: str
+    version: int
+    pooling: str = ""
+
+
+@dataclass
 class ModelNotFound(Refusal):
     """No such model (`versions` is empty), or no such version of it."""
 
@@ -294,7 +325,9 @@ class BacklogFull(Refusal):
     waiting: int
     asked: int
     limit: int
-    unit: Literal["sequences", "tokens", "bytes of text", "bytes of answers", "bytes of requests"]
+    unit: Literal[
+        "sequences", "tokens", "bytes of text", "bytes of answers", "bytes of requests", "bytes of attention maps"
+    ]
     retry_after_s: float
 
 

@@ -34,11 +34,12 @@ from harken_server.execution.batcher import Batcher
 from harken_server.execution.engine import SENTENCE, TOKENS
 from harken_server.execution.keys import Keys
 from harken_server.execution.pending import Outcome, Pending, Stamps
+from harken_server.execution.served import ModelKey
 from harken_server.execution.tokenizing import Tokenizing
 from harken_server.models.repository import Model, Repository
 from harken_server.models.tokenizer import Ids, Reading, Tokens, TooManySequences
 from harken_server.scheduling.deadline import Deadline
-from harken_server.values import MAX_PROBLEMS, Answer, Answers, Chunk, Input, Limits, Options, TokenIds
+from harken_server.values import MAX_PROBLEMS, Account, Answer, Answers, Chunk, Input, Limits, Options, TokenIds
 
 # A load, and an endpoint's way out of the lists of those who call it, take seconds.
 _RETRY_S: Final = 1.0
@@ -115,19 +116,11 @@ class Service:
         Once accepted each has its own outcome; only when the deadline passes or the caller goes away all end together,
         by Expired or CancelledError.
         """
-        if self.state != "serving":
-            raise NotReady(self.state, _RETRY_S)
-        options.account.check(model.manifest.name)
-        if deadline.passed(received_s):
-            raise Expired(deadline.by_cap)
+        self.check_open(model, options.account, deadline, received_s)
         _check_dimensions(options.finish.dimensions, model)
-        text_bytes = self._check_inputs(model, inputs, names)
         with self._batcher.using(model.key):
-            if text_bytes:
-                self._batcher.check_room(model.key, len(inputs))
-            fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
-            parts = await self._tokenize(model, options, inputs, fields, text_bytes, deadline)
-            answer_bytes = self._check_sequences(model, options, parts, fields)
+            parts, _ = await self.read(model, options, inputs, names, deadline)
+            answer_bytes = self._check_answer(model, options, parts)
             self.hold(answer_bytes)
             try:
                 sequences = [tokens for part in parts for tokens in part]
@@ -138,6 +131,26 @@ class Service:
             if options.chunks or options.places:
                 answers = list(_told(iter(answers), inputs, parts, options, model.manifest))
             return Answers(model, answers, answer_bytes)
+
+    def check_open(self, model: Model, account: Account, deadline: Deadline, received_s: float) -> None:
+        """Raises NotReady, Expired, or what the account refuses by."""
+        if self.state != "serving":
+            raise NotReady(self.state, _RETRY_S)
+        account.check(model.manifest.name)
+        if deadline.passed(received_s):
+            raise Expired(deadline.by_cap)
+
+    async def read(
+        self, model: Model, options: Options, inputs: Sequence[Input], names: Sequence[str], deadline: Deadline
+    ) -> tuple[list[list[Tokens]], list[str]]:
+        """The sequences of each input, and what errors call it. Raises InvalidRequest, BacklogFull, Expired."""
+        text_bytes = self._check_inputs(model, inputs, names)
+        if text_bytes:
+            self._batcher.check_room(model.key, len(inputs))
+        fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
+        parts = await self._tokenize(model, options, inputs, fields, text_bytes, deadline)
+        self._check_sequences(model, options, parts, fields)
+        return parts, fields
 
     def sent(self, size_bytes: int) -> None:
         """An answer has left, or nobody is there to take it."""
@@ -154,8 +167,7 @@ class Service:
         self, model: Model, options: Options, sequences: Sequence[Tokens], deadline: Deadline, received_s: float
     ) -> list[Answer]:
         """From tokens to each one's outcome."""
-        loop = asyncio.get_running_loop()
-        group = _Group(len(sequences), loop)
+        group = Group(len(sequences))
         finish, bundle = options.finish, model.manifest
         outputs = finish.engine_outputs(options.outputs, bundle)
         keys: Sequence[bytes | None] = [None] * len(sequences)
@@ -181,20 +193,7 @@ class Service:
             )
             for tokens, key in zip(sequences, keys, strict=True)
         ]
-        self._batcher.submit(model.key, pendings)
-        options.account.spend(sum(pending.length for pending in pendings))
-        timer = loop.call_later(deadline.remaining_s(queued_s), group.expire)
-        try:
-            await group.done
-        except (asyncio.CancelledError, TimeoutError) as left:
-            # By gRPC when the caller's deadline passes, or by a caller that went away; or by our own timer.
-            expired = isinstance(left, TimeoutError) or deadline.explains_cancel(self._clock())
-            self._batcher.withdraw(model.key, pendings, Expired(deadline.by_cap) if expired else Abandoned())
-            if isinstance(left, TimeoutError):
-                raise Expired(deadline.by_cap) from None
-            raise
-        finally:
-            timer.cancel()
+        await self.settled([(model.key, pendings)], group, options.account, deadline)
         return [
             Answer(
                 _finished(pending.take(), options, bundle),
@@ -204,6 +203,41 @@ class Service:
             )
             for pending, tokens in zip(pendings, sequences, strict=True)
         ]
+
+    async def settled(
+        self,
+        works: Sequence[tuple[ModelKey, Sequence[Pending]]],
+        group: "Group",
+        account: Account,
+        deadline: Deadline,
+    ) -> None:
+        """Submit a call's sequences, and wait until each has its outcome. Raises as `encode`, after withdrawing all."""
+        submitted: list[tuple[ModelKey, Sequence[Pending]]] = []
+        timer: asyncio.TimerHandle | None = None
+        try:
+            for key, pendings in works:
+                self._batcher.submit(key, pendings)
+                submitted.append((key, pendings))
+                account.spend(sum(pending.length for pending in pendings))
+            timer = asyncio.get_running_loop().call_later(deadline.remaining_s(self._clock()), group.expire)
+            await group.done
+        except (asyncio.CancelledError, TimeoutError) as left:
+            # By gRPC when the caller's deadline passes, or by a caller that went away; or by our own timer.
+            expired = isinstance(left, TimeoutError) or deadline.explains_cancel(self._clock())
+            self._withdraw(submitted, Expired(deadline.by_cap) if expired else Abandoned())
+            if isinstance(left, TimeoutError):
+                raise Expired(deadline.by_cap) from None
+            raise
+        except Refusal:
+            self._withdraw(submitted, Abandoned())
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _withdraw(self, works: Sequence[tuple[ModelKey, Sequence[Pending]]], outcome: Outcome) -> None:
+        for key, pendings in works:
+            self._batcher.withdraw(key, pendings, outcome)
 
     def _check_loaded(self) -> None:
         if self.state == "loading":
@@ -275,8 +309,8 @@ class Service:
 
     def _check_sequences(
         self, model: Model, options: Options, parts: Sequence[Sequence[Tokens]], fields: Sequence[str]
-    ) -> int:
-        """What only the tokens tell. Returns the bytes that the answer will have."""
+    ) -> None:
+        """What only the tokens tell. Raises InvalidRequest."""
         limit = model.manifest.max_length
         budget_bytes = self._batcher.memory_budget_bytes
         memory = self._batcher.memory_model(model.key)
@@ -292,6 +326,9 @@ class Service:
             elif memory.batch_bytes(1, length) > budget_bytes:
                 problems.append(OverMemoryBudget(field, length, memory.batch_bytes(1, length), budget_bytes))
         _raise(problems)
+
+    def _check_answer(self, model: Model, options: Options, parts: Sequence[Sequence[Tokens]]) -> int:
+        """Returns the bytes that the answer will have. Raises InvalidRequest if they are too many."""
         lengths = [len(tokens.ids) for part in parts for tokens in part]
         vectors = 0
         if SENTENCE in options.outputs:
@@ -307,12 +344,12 @@ class Service:
         return answer_bytes
 
 
-class _Group:
+class Group:
     """Counts the sequences of a call down to its end."""
 
-    def __init__(self, size: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, size: int) -> None:
         self._left = size
-        self.done: Final[asyncio.Future[None]] = loop.create_future()
+        self.done: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
 
     def settled(self, _: Pending) -> None:
         self._left -= 1

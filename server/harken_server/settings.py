@@ -166,6 +166,23 @@ class Settings(BaseSettings):
         description="Most memory that running batches may need, beside the weights. 0: half of what is free (on CUDA: "
         "on the GPU, or under its limit) once the models are loaded; the rest is for messages, answers and neighbours.",
     )
+    attend: bool = Field(
+        True, description="Whether Attend is served: attention maps, of models whose bundles have an attention graph."
+    )
+    attend_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most memory that Attends may need, beside the batches and the graph's weights: the one that runs "
+        "takes twice layers x heads x tokens x tokens x 4 bytes, the answers of others wait to be read. A text that "
+        "needs more is refused. 0: a quarter of the batches' budget.",
+    )
+    attend_idle_s: float = Field(
+        300.0,
+        ge=0,
+        le=86400,
+        description="An attention graph is loaded, with weights of its own in memory, when the first Attend asks, and "
+        "let go of after so many seconds without one. 0: never.",
+    )
     cpu_memory_limit_bytes: int = Field(
         0,
         ge=0,

@@ -13,11 +13,14 @@ from typing import Any, Final
 import grpc
 import numpy as np
 from harken.v1 import bundle_pb2
+from harken_server.attend import Attend
 from harken_server.errors import ModelNotFound
+from harken_server.execution.attention import AttendBudget, attention_key
 from harken_server.execution.control import Entry
-from harken_server.execution.engine import SENTENCE
+from harken_server.execution.engine import SENTENCE, TOKENS
 from harken_server.execution.keys import Keys
 from harken_server.execution.pending import Pending
+from harken_server.execution.reductions import ATTENTIONS
 from harken_server.models.repository import Model, Repository
 from harken_server.models.tokenizer import Reading, Tokenizer, Tokens
 from harken_server.rpc.api_keys import ApiKeys
@@ -41,6 +44,8 @@ SEEDS: Final = Path(__file__).parent / "seeds"
 KEY: Final = "a-key-of-at-least-22-characters"
 MOST_BYTES: Final = 1 << 20
 _HIDDEN: Final = 8
+_LAYERS: Final = 3
+_HEADS: Final = 2
 
 
 class Edges:
@@ -50,8 +55,9 @@ class Edges:
         self.loop: Final = asyncio.new_event_loop()
         metrics, repository, batcher = Metrics(), Repository(), _Batcher()
         manifest = bundle_pb2.Bundle(
-            name="tiny", version=1, hidden_size=_HIDDEN, max_length=16, vocab_size=1000, pooling="mean", normalized=True
-        )
+            name="tiny", version=1, hidden_size=_HIDDEN, max_length=16, vocab_size=1000, pooling="mean",
+            normalized=True, layers=_LAYERS, heads=_HEADS, attention=bundle_pb2.Attention(),
+        )  # fmt: skip
         tokenizer = Tokenizer((SEEDS / "tokenizer" / "word_piece").read_bytes(), 16, 1000)
         repository.add(Model(manifest, "0" * 64, tokenizer, "cpu"))
         metrics.statistics["tiny", 1] = Statistics()
@@ -68,7 +74,9 @@ class Edges:
         self._calls: Final = Calls(metrics, tenants, self.loop.time, 60.0, _keys(self.loop.time) if keys else None)
         streams = Streams(max_unanswered=8, max_request_s=60.0, max_age_s=0.0)
         control: Any = _Control()
-        encoder = Encoder(self.service, self._calls, streams, MOST_BYTES)
+        attentions: Any = _Attentions()
+        attend = Attend(self.service, batcher, attentions, True, self.loop.time)  # type: ignore[arg-type]  # likewise
+        encoder = Encoder(self.service, attend, self._calls, streams, MOST_BYTES)
         inference = Inference(self.service, self._calls, streams, control, MOST_BYTES)
         self.unary: Final[Sequence[tuple[str, Any]]] = (
             ("Encode", encoder.encode), ("Similarity", encoder.similarity), ("ListModels", encoder.list_models),
@@ -76,11 +84,12 @@ class Edges:
             ("ModelReady", inference.model_ready), ("ModelMetadata", inference.model_metadata),
             ("ModelConfig", inference.model_config), ("ModelStatistics", inference.model_statistics),
             ("RepositoryIndex", inference.repository_index), ("RepositoryModelLoad", inference.repository_model_load),
-            ("RepositoryModelUnload", inference.repository_model_unload),
+            ("RepositoryModelUnload", inference.repository_model_unload), ("Attend", encoder.attend),
         )  # fmt: skip
         self.encode_stream: Final = encoder.encode_stream
         self.infer_stream: Final = inference.model_stream_infer
-        web = Web(Exchanges(self.service, self._calls, MOST_BYTES, 60.0), control, load(["--models", "."], {}), None)
+        exchanges = Exchanges(self.service, self._calls, MOST_BYTES, 60.0)
+        web = Web(exchanges, attend, control, load(["--models", "."], {}), None)
         self.config: Final = web._server.config
         self.config.load()
 
@@ -175,13 +184,27 @@ class _Batcher:
 
     def submit(self, _: object, pendings: Sequence[Pending]) -> None:
         for pending in pendings:
-            shapes = {name: _HIDDEN if name == SENTENCE else (pending.length, _HIDDEN) for name in pending.outputs}
+            length = pending.length
+            shapes = {SENTENCE: (_HIDDEN,), TOKENS: (length, _HIDDEN), ATTENTIONS: (_LAYERS, _HEADS, length, length)}
             pending.stamps.found(time.monotonic())
-            pending.settle({name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()})
+            computed = {name: np.full(shapes[name], 1 / length, np.float32) for name in pending.outputs}
+            pending.settle(pending.reduce(computed) if pending.reduce else computed)
 
     def withdraw(self, _: object, pendings: Sequence[Pending], outcome: Any) -> None:
         for pending in pendings:
             pending.settle(outcome)
+
+
+class _Attentions:
+    """Loaded, and with room for all."""
+
+    budget = AttendBudget(1 << 40)
+
+    def using(self, model: Model) -> AbstractContextManager[tuple[str, int]]:
+        return nullcontext(attention_key(model.key))
+
+    async def loaded(self, _: Model) -> None:
+        pass
 
 
 class _Tokenizing:

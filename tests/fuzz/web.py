@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 
 _POSTS: Final = (
     "/v1/embeddings", "/embed", "/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer", "/v2/repository/index",
-    "/v2/repository/models/tiny/load", "/v2/repository/models/tiny/unload",
+    "/v2/repository/models/tiny/load", "/v2/repository/models/tiny/unload", "/v1/attend",
 )  # fmt: skip
 _RIGHT: Final[Sequence[tuple[str, Any]]] = (
     ("/v1/embeddings", {"model": "tiny", "input": ["a", [1, 2]], "encoding_format": "base64", "dimensions": 4}),
@@ -32,6 +32,25 @@ _RIGHT: Final[Sequence[tuple[str, Any]]] = (
     (
         "/v2/models/tiny/infer",
         {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": ["a", "b"]}]},
+    ),
+    (
+        "/v1/attend",
+        {
+            "model": "tiny",
+            "version": 1,
+            "input": "a b",
+            "other": [1, 2],
+            "truncate": "left",
+            "layers": [2, 0],
+            "heads": [1],
+            "maps": True,
+            "mean": True,
+            "rollout": True,
+            "received": True,
+            "entropy": True,
+            "top_k": 2,
+            "encoding_format": "base64",
+        },
     ),
 )
 _STATUSES: Final = (200, 400, 401, 404, 413, 422, 429)

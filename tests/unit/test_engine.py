@@ -25,6 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+INPUTS = ("input_ids", "attention_mask")
+
 
 @pytest.fixture(scope="module")
 def minilm(minilm_models: Path) -> Engine:
@@ -130,6 +132,35 @@ def test_weights_in_another_file_are_not_read(tmp_path: Path, monkeypatch: pytes
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         with pytest.raises(EngineError, match=r"[Ee]xternal"):
             Engine(model.SerializeToString(), DeviceOptions("cpu"))
+
+
+def test_weights_in_a_file_from_memory_are_read_there_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files lie on disk with other contents, as somebody may have exchanged them since they were hashed."""
+    np.full(4, 9.0, np.float32).tofile(tmp_path / "weights")
+    np.full(4, 9.0, np.float32).tofile(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    content = {"weights": np.arange(6, dtype=np.float32).tobytes()}
+
+    def model(place: str, offset: int) -> bytes:
+        weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", place), ("offset", str(offset)), ("length", "16")):
+            weights.external_data.add(key=key, value=value)
+        ids, mask = (helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "L"]) for name in INPUTS)
+        graph = helper.make_graph(
+            [helper.make_node("Identity", ["w"], [SENTENCE])], "g",
+            [ids, mask], [helper.make_tensor_value_info(SENTENCE, TensorProto.FLOAT, [4])], [weights],
+        )  # fmt: skip
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        return bytes(made.SerializeToString())
+
+    engine = Engine(model("weights", 8), DeviceOptions("cpu", cpu_arena=False), content)
+    batch = collate([np.array([1])], Buffers())
+    assert engine.run(batch, (SENTENCE,))[SENTENCE].tolist() == [2.0, 3.0, 4.0, 5.0]
+    for place, offset in (("elsewhere", 0), ("../weights", 0), (str(tmp_path / "elsewhere"), 0), ("weights", 12)):
+        with pytest.raises(EngineError):
+            Engine(model(place, offset), DeviceOptions("cpu", cpu_arena=False), content)
 
 
 def test_bytes_that_are_no_graph_are_an_error_of_one_line() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from harken.v1 import bundle_pb2
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
-from harken_server.models.bundle import BundleError, Found, read_bundle
+from harken_server.models.bundle import BundleError, Found, read_attention, read_bundle
 from harken_server.models.growth import check_growth
 from harken_server.models.repository import Model, Repository, find_bundles, kept
 from harken_server.models.tokenizer import Reading, Tokenizer, TooManySequences
@@ -295,6 +295,45 @@ def test_a_link_out_of_the_bundle_is_refused(tiny_models: Path, tmp_path: Path) 
         read_bundle(Found(bundle, "tiny", 1))
 
 
+def test_the_attention_graph_is_read_anew_and_refused_if_it_or_its_weights_have_changed(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny" / "1"
+    shutil.copytree(tiny_models / "tiny" / "1", folder)
+    manifest = read_bundle(Found(folder, "tiny", 1)).manifest
+    graph, weights = read_attention(folder, manifest)
+    assert graph == (folder / "attention.onnx").read_bytes()
+    assert weights == {"model.onnx": (folder / "model.onnx").read_bytes()}
+    for name in ("attention.onnx", "model.onnx"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(BundleError, match=f"{name}: sha256 .* changed after the export"):
+            read_attention(folder, manifest)
+        with pytest.raises(BundleError, match=f"{name}: sha256"):
+            read_bundle(Found(folder, "tiny", 1))
+        (folder / name).unlink()
+        (folder / name).symlink_to(tiny_models / "tiny" / "1" / name)
+        with pytest.raises(BundleError, match="is a link that leads out of the bundle"):
+            read_attention(folder, manifest)
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+
+
+def test_a_manifest_names_the_attention_graph_and_describes_it_or_neither(tiny_models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / "1"
+    shutil.copytree(tiny_models / "tiny" / "1", folder)
+    whole = json.loads((folder / "bundle.json").read_text())
+    without_file = {**whole, "files": [file for file in whole["files"] if file["name"] != "attention.onnx"]}
+    undescribed = {name: value for name, value in whole.items() if name != "attention"}
+    for manifest in (without_file, undescribed):
+        (folder / "bundle.json").write_text(json.dumps(manifest))
+        with pytest.raises(BundleError, match=r"attention\.onnx is described, or among the files, but not both"):
+            read_bundle(Found(folder, "tiny", 1))
+    without_file.pop("attention")
+    (folder / "bundle.json").write_text(json.dumps(without_file))
+    assert not read_bundle(Found(folder, "tiny", 1)).manifest.HasField("attention")
+
+
 def test_a_version_or_a_model_that_is_a_link_out_of_the_folder_is_refused(tiny_models: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     (models / "linked").mkdir(parents=True)
@@ -321,5 +360,6 @@ def test_a_bundle_that_no_digest_names_is_refused_before_it_is_read(tiny_models:
 
 def test_the_bytes_that_were_hashed_are_the_bytes_that_are_kept(tiny_models: Path) -> None:
     bundle = read_bundle(Found(tiny_models / "tiny" / "1", "tiny", 1))
-    assert np.frombuffer(bundle.model, np.uint8).size == bundle.manifest.files[0].size_bytes
+    (model,) = [file for file in bundle.manifest.files if file.name == "model.onnx"]
+    assert np.frombuffer(bundle.model, np.uint8).size == model.size_bytes
     assert bundle.tokenizer is None

@@ -143,6 +143,7 @@ REFUSALS = [
     errors.TurnedOff("s"), errors.LoadFailed("m", "damaged"),
     errors.BacklogFull(5, 2, 6, "tokens", 0.25), errors.DeadlineUnreachable(2.0, 1.0, 1.0),
     errors.NotReady("loading", 1.0), errors.NotReady("draining", 1.0),
+    errors.CannotAttend("m", 1), errors.CannotAttend("m", 1, "cls"),
     errors.Unauthenticated(given=False), errors.Unauthenticated(given=True), errors.AdminOnly("k"),
     errors.ModelForbidden("k", "m"), errors.KeyLimit("k", "requests in flight", 4, 0.1),
 ]  # fmt: skip

@@ -26,6 +26,33 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _MapKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MapKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MapKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MAP_KIND_UNSPECIFIED: _MapKind.ValueType  # 0
+    MAP_KIND_HEAD: _MapKind.ValueType  # 1
+    MAP_KIND_MEAN: _MapKind.ValueType  # 2
+    MAP_KIND_ROLLOUT: _MapKind.ValueType  # 3
+    MAP_KIND_SIMILARITY: _MapKind.ValueType  # 4
+    """What tokens i and j add to the cosine of two texts:
+    h_i . g_j / (n m |mean h| |mean g|), h and g their n and m token vectors.
+    """
+
+class MapKind(_MapKind, metaclass=_MapKindEnumTypeWrapper): ...
+
+MAP_KIND_UNSPECIFIED: MapKind.ValueType  # 0
+MAP_KIND_HEAD: MapKind.ValueType  # 1
+MAP_KIND_MEAN: MapKind.ValueType  # 2
+MAP_KIND_ROLLOUT: MapKind.ValueType  # 3
+MAP_KIND_SIMILARITY: MapKind.ValueType  # 4
+"""What tokens i and j add to the cosine of two texts:
+h_i . g_j / (n m |mean h| |mean g|), h and g their n and m token vectors.
+"""
+Global___MapKind: _TypeAlias = MapKind  # noqa: Y015
+
 class _ChunkVectors:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -349,6 +376,300 @@ class Match(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Match: _TypeAlias = Match  # noqa: Y015
+
+@_typing.final
+class AttendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    MAPS_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    ENTROPY_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """May be empty where the server holds exactly one model."""
+    version: _builtins.int
+    """0 means the default version: the pinned one, else the highest that is ready."""
+    truncation: Global___Truncation.ValueType
+    maps: _builtins.bool
+    """Each chosen layer and head: row i is how much token i attends to each token."""
+    mean: _builtins.bool
+    """Of each chosen layer, the mean over the chosen heads."""
+    rollout: _builtins.bool
+    """Attention rollout over all layers and heads (Abnar and Zuidema, Quantifying
+    Attention Flow in Transformers, ACL 2020): the product of 0.5 A + 0.5 I over
+    the layers, A the mean over a layer's heads.
+    """
+    received: _builtins.bool
+    """How much attention each token gets: the mean over all tokens that attend."""
+    entropy: _builtins.bool
+    """How spread a head's attention is: the entropy of a row in nats, the mean over
+    the rows. 0 is one token each, ln(tokens) is all alike.
+    """
+    top_k: _builtins.int
+    """Of each chosen layer's mean, the so many tokens that a token attends to most;
+    0 means none. More than there are tokens means all.
+    """
+    @_builtins.property
+    def input(self) -> Global___Input: ...
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What maps, mean, received, entropy and links are of, counted from 0, each
+        once; none means all. They come in the order of the model.
+        """
+
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def other(self) -> Global___Input:
+        """A second text: what each pair of tokens adds to the similarity of the two. Of
+        models with mean pooling.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        input: Global___Input | None = ...,
+        truncation: Global___Truncation.ValueType = ...,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
+        heads: _abc.Iterable[_builtins.int] | None = ...,
+        maps: _builtins.bool = ...,
+        mean: _builtins.bool = ...,
+        rollout: _builtins.bool = ...,
+        received: _builtins.bool = ...,
+        entropy: _builtins.bool = ...,
+        top_k: _builtins.int = ...,
+        other: Global___Input | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "other", b"other"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entropy", b"entropy", "heads", b"heads", "input", b"input", "layers", b"layers", "maps", b"maps", "mean", b"mean", "model", b"model", "other", b"other", "received", b"received", "rollout", b"rollout", "top_k", b"top_k", "truncation", b"truncation", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttendRequest: _TypeAlias = AttendRequest  # noqa: Y015
+
+@_typing.final
+class AttendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def summary(self) -> Global___AttendSummary:
+        """Once, and first."""
+
+    @_builtins.property
+    def rows(self) -> Global___AttentionRows:
+        """As many as the summary announces."""
+
+    def __init__(
+        self,
+        *,
+        summary: Global___AttendSummary | None = ...,
+        rows: Global___AttentionRows | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "rows", b"rows", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "rows", b"rows", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["summary", "rows"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___AttendResponse: _TypeAlias = AttendResponse  # noqa: Y015
+
+@_typing.final
+class AttendSummary(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    ENTROPY_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model version that answered."""
+    version: _builtins.int
+    similarity: _builtins.float
+    """The cosine of the two texts' sentence vectors. The rows of kind SIMILARITY add
+    up to it.
+    """
+    parts: _builtins.int
+    """How many messages of rows follow."""
+    @_builtins.property
+    def input(self) -> Global___AttendedText: ...
+    @_builtins.property
+    def other(self) -> Global___AttendedText:
+        """Only where it was given."""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those that were chosen."""
+
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def received(self) -> Global___Tensor:
+        """float32 [layers, heads, tokens]; each [layer, head] adds up to 1."""
+
+    @_builtins.property
+    def entropy(self) -> Global___Tensor:
+        """float32 [layers, heads], in nats."""
+
+    @_builtins.property
+    def links(self) -> Global___Links: ...
+    @_builtins.property
+    def timings(self) -> Global___Timings:
+        """Of the input. Absent where no attention was asked for."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        input: Global___AttendedText | None = ...,
+        other: Global___AttendedText | None = ...,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
+        heads: _abc.Iterable[_builtins.int] | None = ...,
+        received: Global___Tensor | None = ...,
+        entropy: Global___Tensor | None = ...,
+        links: Global___Links | None = ...,
+        similarity: _builtins.float | None = ...,
+        parts: _builtins.int = ...,
+        timings: Global___Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "entropy", b"entropy", "input", b"input", "links", b"links", "other", b"other", "received", b"received", "similarity", b"similarity", "timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "entropy", b"entropy", "heads", b"heads", "input", b"input", "layers", b"layers", "links", b"links", "model", b"model", "other", b"other", "parts", b"parts", "received", b"received", "similarity", b"similarity", "timings", b"timings", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__similarity: _TypeAlias = _typing.Literal["similarity"]  # noqa: Y015
+    _WhichOneofArgType__similarity: _TypeAlias = _typing.Literal["_similarity", b"_similarity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__similarity) -> _WhichOneofReturnType__similarity | None: ...
+
+Global___AttendSummary: _TypeAlias = AttendSummary  # noqa: Y015
+
+@_typing.final
+class AttendedText(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """Whether the input was longer than the model and lost a part."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As the model's vocabulary writes them; none where the bundle has no tokenizer."""
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def offsets(self) -> Global___TokenOffsets:
+        """Of a text."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        offsets: Global___TokenOffsets | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["offsets", b"offsets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "offsets", b"offsets", "tokens", b"tokens", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttendedText: _TypeAlias = AttendedText  # noqa: Y015
+
+@_typing.final
+class Links(_message.Message):
+    """[layers, tokens, k], the strongest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Position of the token that is attended to."""
+
+    @_builtins.property
+    def weights(self) -> Global___Tensor: ...
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        weights: Global___Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Links: _TypeAlias = Links  # noqa: Y015
+
+@_typing.final
+class AttentionRows(_message.Message):
+    """Rows of one map. The maps come in the order of their kinds, layers and heads,
+    and a map's rows in order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    kind: Global___MapKind.ValueType
+    layer: _builtins.int
+    """Of HEAD and MEAN."""
+    head: _builtins.int
+    """Of HEAD."""
+    first: _builtins.int
+    """Which row of the map is the first one here."""
+    @_builtins.property
+    def rows(self) -> Global___Tensor:
+        """float32 [rows, tokens]; of SIMILARITY [rows, tokens of the other text]."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___MapKind.ValueType = ...,
+        layer: _builtins.int = ...,
+        head: _builtins.int = ...,
+        first: _builtins.int = ...,
+        rows: Global___Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "head", b"head", "kind", b"kind", "layer", b"layer", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttentionRows: _TypeAlias = AttentionRows  # noqa: Y015
 
 @_typing.final
 class EncodeStreamRequest(_message.Message):
@@ -882,6 +1203,7 @@ class ModelInfo(_message.Message):
     BUNDLE_SHA256_FIELD_NUMBER: _builtins.int
     WEIGHTS_SOURCE_FIELD_NUMBER: _builtins.int
     WEIGHTS_LICENSE_FIELD_NUMBER: _builtins.int
+    ATTENDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     is_default: _builtins.bool
@@ -904,6 +1226,8 @@ class ModelInfo(_message.Message):
     weights_source: _builtins.str
     """Where the weights come from, and their licence (SPDX)."""
     weights_license: _builtins.str
+    attends: _builtins.bool
+    """Whether the bundle has an attention graph, which Attend needs."""
     def __init__(
         self,
         *,
@@ -921,10 +1245,11 @@ class ModelInfo(_message.Message):
         bundle_sha256: _builtins.str = ...,
         weights_source: _builtins.str = ...,
         weights_license: _builtins.str = ...,
+        attends: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_text", b"accepts_text", "bundle_sha256", b"bundle_sha256", "device", b"device", "heads", b"heads", "hidden_size", b"hidden_size", "is_default", b"is_default", "layers", b"layers", "max_length", b"max_length", "name", b"name", "precision", b"precision", "version", b"version", "vocab_size", b"vocab_size", "weights_license", b"weights_license", "weights_source", b"weights_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_text", b"accepts_text", "attends", b"attends", "bundle_sha256", b"bundle_sha256", "device", b"device", "heads", b"heads", "hidden_size", b"hidden_size", "is_default", b"is_default", "layers", b"layers", "max_length", b"max_length", "name", b"name", "precision", b"precision", "version", b"version", "vocab_size", b"vocab_size", "weights_license", b"weights_license", "weights_source", b"weights_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,11 @@ class EncoderStub:
                 request_serializer=harken_dot_v1_dot_encoder__pb2.SimilarityRequest.SerializeToString,
                 response_deserializer=harken_dot_v1_dot_encoder__pb2.SimilarityResponse.FromString,
                 _registered_method=True)
+        self.Attend = channel.unary_stream(
+                '/harken.v1.Encoder/Attend',
+                request_serializer=harken_dot_v1_dot_encoder__pb2.AttendRequest.SerializeToString,
+                response_deserializer=harken_dot_v1_dot_encoder__pb2.AttendResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/harken.v1.Encoder/ListModels',
                 request_serializer=harken_dot_v1_dot_encoder__pb2.ListModelsRequest.SerializeToString,
@@ -90,6 +95,18 @@ class EncoderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Attend(self, request, context):
+        """What the tokens of a text attend to, and what each token of two texts adds to
+        their similarity: to look into the model, not for masses of texts. The first
+        message is the summary; the maps that were asked for follow, some rows a
+        message, so that no text is too long for one. Behaves as bulk work, one at a
+        time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
+        attention graph.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists every model version that the server holds.
         """
@@ -121,6 +138,11 @@ def add_EncoderServicer_to_server(servicer, server):
                     servicer.Similarity,
                     request_deserializer=harken_dot_v1_dot_encoder__pb2.SimilarityRequest.FromString,
                     response_serializer=harken_dot_v1_dot_encoder__pb2.SimilarityResponse.SerializeToString,
+            ),
+            'Attend': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attend,
+                    request_deserializer=harken_dot_v1_dot_encoder__pb2.AttendRequest.FromString,
+                    response_serializer=harken_dot_v1_dot_encoder__pb2.AttendResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -214,6 +236,33 @@ class Encoder:
             '/harken.v1.Encoder/Similarity',
             harken_dot_v1_dot_encoder__pb2.SimilarityRequest.SerializeToString,
             harken_dot_v1_dot_encoder__pb2.SimilarityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/harken.v1.Encoder/Attend',
+            harken_dot_v1_dot_encoder__pb2.AttendRequest.SerializeToString,
+            harken_dot_v1_dot_encoder__pb2.AttendResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,14 @@ class EncoderStub:
     """How alike one query and each of many candidates are: a convenience over
     Encode, computed in one call, whose vectors never travel.
     """
+    Attend: _grpc.UnaryStreamMultiCallable[_encoder_pb2.AttendRequest, _encoder_pb2.AttendResponse]
+    """What the tokens of a text attend to, and what each token of two texts adds to
+    their similarity: to look into the model, not for masses of texts. The first
+    message is the summary; the maps that were asked for follow, some rows a
+    message, so that no text is too long for one. Behaves as bulk work, one at a
+    time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
+    attention graph.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]
     """Lists every model version that the server holds."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]
@@ -72,6 +80,14 @@ class EncoderAsyncStub(EncoderStub):
     Similarity: _aio.UnaryUnaryMultiCallable[_encoder_pb2.SimilarityRequest, _encoder_pb2.SimilarityResponse]  # type: ignore[assignment]
     """How alike one query and each of many candidates are: a convenience over
     Encode, computed in one call, whose vectors never travel.
+    """
+    Attend: _aio.UnaryStreamMultiCallable[_encoder_pb2.AttendRequest, _encoder_pb2.AttendResponse]  # type: ignore[assignment]
+    """What the tokens of a text attend to, and what each token of two texts adds to
+    their similarity: to look into the model, not for masses of texts. The first
+    message is the summary; the maps that were asked for follow, some rows a
+    message, so that no text is too long for one. Behaves as bulk work, one at a
+    time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
+    attention graph.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists every model version that the server holds."""
@@ -109,6 +125,20 @@ class EncoderServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_encoder_pb2.SimilarityResponse, _abc.Awaitable[_encoder_pb2.SimilarityResponse]]:
         """How alike one query and each of many candidates are: a convenience over
         Encode, computed in one call, whose vectors never travel.
+        """
+
+    @_abc_1.abstractmethod
+    def Attend(
+        self,
+        request: _encoder_pb2.AttendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_encoder_pb2.AttendResponse], _abc.AsyncIterator[_encoder_pb2.AttendResponse]]:
+        """What the tokens of a text attend to, and what each token of two texts adds to
+        their similarity: to look into the model, not for masses of texts. The first
+        message is the summary; the maps that were asked for follow, some rows a
+        message, so that no text is too long for one. Behaves as bulk work, one at a
+        time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
+        attention graph.
         """
 
     @_abc_1.abstractmethod

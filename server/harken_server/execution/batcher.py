@@ -5,7 +5,7 @@ It lives on the event loop and is driven by events: something arrived, or a lane
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +47,8 @@ class _Run:
     """When it began, as far as the event loop knows."""
     stalled: bool = False
     """Whether its sequences were answered without it."""
+    apart: bool = False
+    """See Served."""
 
 
 class Batcher:
@@ -86,6 +88,8 @@ class Batcher:
         self._out_of_memory = False
         self._models: Final[dict[ModelKey, Served]] = {}
         self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
+        # Of them those whose batches may run beside any other.
+        self._ordinary: Final[dict[ModelKey, Backlog[Pending]]] = {}
         # Callers of each, and those to be let go of once nobody asks for them and nothing of theirs runs.
         self._users: Final[Counter[ModelKey]] = Counter()
         self._leaving: Final[set[ModelKey]] = set()
@@ -117,6 +121,8 @@ class Batcher:
         """Take sequences for this model from now on."""
         self._models[key] = served
         self._backlogs[key] = served.backlog
+        if not served.apart:
+            self._ordinary[key] = served.backlog
         # One gauge for all versions of a model, whichever of them are there when it is read.
         name, _ = key
         served.metrics.backlog_sequences.set_function(lambda: sum(one.sequences for one in self._versions(name)))
@@ -128,6 +134,19 @@ class Batcher:
     def served(self, key: ModelKey) -> Served:
         """What runs for this model."""
         return self._models[key]
+
+    def has(self, key: ModelKey) -> bool:
+        """Whether sequences are taken for this model."""
+        return key in self._models
+
+    def keep(self, key: ModelKey) -> None:
+        """If this model was to be let go of, it is not any more."""
+        self._leaving.discard(key)
+
+    @property
+    def narrow_lanes(self) -> int:
+        """How many lanes of one core there are."""
+        return self._cores.narrow
 
     def _versions(self, name: str) -> list[Backlog[Pending]]:
         return [backlog for key, backlog in list(self._backlogs.items()) if key[0] == name]
@@ -157,6 +176,7 @@ class Batcher:
         for key in [key for key in self._leaving if not self._users[key] and key not in busy]:
             self._leaving.discard(key)
             del self._models[key], self._backlogs[key], self._users[key]
+            self._ordinary.pop(key, None)
             self._cores.forget(key)
             name, version = key
             self._metrics.forget(name, version, whole_model=not self._versions(name))
@@ -302,13 +322,20 @@ class Batcher:
                     # Else whoever was accepted has its turn, whatever runs that hang still hold.
                     left_bytes -= self.predicted_batch_bytes()
                 limits = replace(self._limits, memory_bytes=left_bytes)
-                decision = decide(self._backlogs, self._cores, limits, now_s)
+                decision = decide(self._may_start(), self._cores, limits, now_s)
                 self._scheduler_seconds.inc(self._clock() - now_s)
                 if not isinstance(decision, Start):
                     return
                 self._start(decision, now_s)
         except Exception as error:  # noqa: BLE001 - the loop's edge: a bug here must not leave requests hanging
             self._on_fatal(error)
+
+    def _may_start(self) -> Mapping[ModelKey, Backlog[Pending]]:
+        """All that waits, but for the models of which one batch runs at a time, while one does."""
+        if len(self._ordinary) == len(self._backlogs):
+            return self._backlogs
+        started = (*self._running.values(), *self._prepared.values(), *self._hanging)
+        return self._ordinary if any(run.apart for run in started) else self._backlogs
 
     def _start(self, start: Start[ModelKey, Pending], now_s: float) -> None:
         served = self._models[start.model]
@@ -326,7 +353,7 @@ class Batcher:
             self._shrinking.cancel()
             self._shrinking = None
         self._cores.start(start.lane, now_s, start.predicted_s, start.bulk, start.model)
-        run = _Run(start, Halt())
+        run = _Run(start, Halt(), apart=served.apart)
         if start.lane in self._running:
             self._prepared[start.lane] = run
         else:
@@ -421,7 +448,10 @@ class Batcher:
         for pending in ran.expired:
             served.settle(pending, Expired(pending.deadline.by_cap))
         answers: list[tuple[Pending, Outcome]] = list(zip(ran.pendings, ran.outcomes, strict=True))
-        if ran.short:
+        if ran.short and served.apart:
+            # What the others may take has not become less.
+            served.metrics.out_of_memory.inc(len(ran.short))
+        elif ran.short:
             answers = self._after_no_memory(served, ran.short, answers)
         # The lane gets its next batch first, its last one's answers go out while that runs.
         self._pump(ahead=True)

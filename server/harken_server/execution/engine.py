@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
+from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -81,13 +82,20 @@ class DeviceOptions:
     memory_limit_bytes: int = 0
     """Of the arena; 0 is no limit of its own. On the CPU one arena and its limit serve every session."""
     arena_extend: Literal["same-as-requested", "next-power-of-two"] = "same-as-requested"
+    cpu_arena: bool = True
+    """Whether what a run has freed on the CPU is kept for the next one."""
 
 
 class Engine:
     """One session. `run` may be called from several lanes at once: it has no state between calls."""
 
-    def __init__(self, model: bytes, options: DeviceOptions) -> None:
-        """Load an ONNX graph. Raises EngineError if it is none, DeviceUnavailable if CUDA does not work here."""
+    def __init__(
+        self, model: bytes, options: DeviceOptions, weights: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
+        """Load an ONNX graph. `weights`: the contents of the files that it names as its initializers'.
+
+        Raises EngineError if it is none, or names another file; DeviceUnavailable if CUDA does not work here.
+        """
         self._device: Final = options.device
         self._device_id: Final = options.device_id if options.device == "cuda" else 0
         heap.map_large_blocks()
@@ -100,12 +108,16 @@ class Engine:
         session.enable_mem_pattern = False
         # A graph may name files with its weights, which no hash covers: they are looked for where there is nothing.
         session.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+        if weights:
+            sizes_bytes = [len(content) for content in weights.values()]
+            session.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes_bytes)
+        session.enable_cpu_mem_arena = options.cpu_arena
         # Its lines are no JSON, and may hold token ids; what matters comes as an exception.
         session.log_severity_level = 4
         providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
         if options.device == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", _cuda_options(options)))
-        elif options.memory_limit_bytes:
+        elif options.memory_limit_bytes and options.cpu_arena:
             _limit_cpu_arena(options.memory_limit_bytes)
             session.add_session_config_entry("session.use_env_allocators", "1")
         try:
@@ -125,6 +137,11 @@ class Engine:
     def run(self, batch: PaddedBatch, outputs: Sequence[str], halt: Halt | None = None) -> Outputs:
         """See Runner. One path on every provider: inputs go to the device, outputs come back to the host."""
         return self._run(batch, outputs, halt.options if halt else None)
+
+    @property
+    def device(self) -> Device:
+        """Where it runs."""
+        return self._device
 
     def shrink(self) -> None:
         """See Runner. ONNX Runtime's arenas only ever grow, but for a run that asks them to let go at its end."""

@@ -191,5 +191,8 @@ def _run(
         if TOKENS in vectors:
             vectors[TOKENS] = vectors[TOKENS][: pending.length]
         finite = all_finite or all(np.isfinite(vector).all() for vector in vectors.values())
-        outcomes.append(vectors if finite else ComputeFailed("NOT_FINITE"))
+        if not finite:
+            outcomes.append(ComputeFailed("NOT_FINITE"))
+        else:
+            outcomes.append(pending.reduce(vectors) if pending.reduce else vectors)
     return outcomes

@@ -8,6 +8,7 @@ import numpy as np
 import structlog
 from harken.v1 import bundle_pb2
 
+from harken_server.execution.attention import Attentions, attention_key, is_attention
 from harken_server.execution.batcher import Batcher
 from harken_server.execution.calibration import Grid
 from harken_server.execution.collate import Buffers, collate
@@ -53,6 +54,9 @@ _FREE_SHARE: Final = 0.5
 """Of free memory, for batches, unless a setting tells. Beside them grow answers that wait for their readers, messages,
 texts that wait for the tokenizer, and whatever else runs on the machine."""
 
+_ATTEND_PART: Final = 4
+"""Attends may take one so many-th of what batches may, beside that, unless a setting tells."""
+
 _SIZE: Final = ("layers", "heads", "hidden_size", "intermediate_size", "max_length", "precision")
 """What of a manifest decides its costs."""
 
@@ -64,11 +68,18 @@ class Loader:
     """Loads the bundles of the settings' folder: all at the start, single ones later. Belongs to the event loop."""
 
     def __init__(
-        self, settings: Settings, repository: Repository, batcher: Batcher, metrics: Metrics, clock: Clock
+        self,
+        settings: Settings,
+        repository: Repository,
+        batcher: Batcher,
+        attentions: Attentions,
+        metrics: Metrics,
+        clock: Clock,
     ) -> None:
         self._settings: Final = settings
         self._repository: Final = repository
         self._batcher: Final = batcher
+        self._attentions: Final = attentions
         self._metrics: Final = metrics
         self._clock: Final = clock
         self._cgroups: Final = Cgroups()
@@ -117,8 +128,16 @@ class Loader:
         device = self._device
         budget_bytes = self._budget_bytes(device)
         log.info("memory budget", bytes=budget_bytes, by="setting" if settings.memory_budget_bytes else "free memory")
-        batcher = self._batcher
-        self._metrics.watch_memory(batcher.present_budget_bytes, batcher.predicted_batch_bytes, self._device_memory)
+        batcher, attend = self._batcher, self._attentions.budget
+        attend.budget_bytes = settings.attend_memory_bytes or budget_bytes // _ATTEND_PART
+        readings = {
+            "predicted_batch": batcher.predicted_batch_bytes,
+            "budget": batcher.present_budget_bytes,
+            "predicted_attend": lambda: attend.predicted_bytes,
+            "attend_peak": lambda: attend.peak_bytes,
+            "attend_budget": lambda: attend.budget_bytes,
+        }
+        self._metrics.watch_memory(readings, self._device_memory)
         for model in self._repository:
             needed_bytes = batcher.memory_model(model.key).batch_bytes(1, model.manifest.max_length)
             if needed_bytes > budget_bytes:
@@ -155,12 +174,13 @@ class Loader:
         model = self._repository.find(name, version)
         self._repository.remove(model.key)
         self._batcher.retire(model.key)
+        self._attentions.let_go(attention_key(model.key))
         self._own_bytes -= self._own_by_model.pop(model.key, 0)
         self._metrics.model_info.remove(*_info(model))
 
     def leaving(self) -> list[ModelKey]:
         """Versions that are unloaded and still in use."""
-        return self._batcher.leaving()
+        return [key for key in self._batcher.leaving() if not is_attention(key)]
 
     def stop(self) -> None:
         """End the lanes."""
@@ -195,7 +215,7 @@ class Loader:
         sibling = None if self._alone else self._sibling(manifest)
         measured, wide_engine, wide_cost = await asyncio.to_thread(self._measure, bundle, engines, device, sibling)
         backlog: Backlog[Pending] = Backlog(measured.cost, measured.memory, wide_cost)
-        model = Model(manifest, bundle.sha256, tokenizer, device)
+        model = Model(manifest, bundle.sha256, tokenizer, device, bundle.folder)
         self._batcher.serve(model.key, Served(engines, wide_engine, backlog, self._metrics.for_model(*model.key)))
         self._repository.add(model)
         self._metrics.model_info.labels(*_info(model)).set(1)

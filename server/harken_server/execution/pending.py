@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,9 @@ from harken_server.errors import Abandoned, ComputeFailed, Expired, NoMemory, Re
 from harken_server.scheduling.waiting import Waiting
 from harken_server.telemetry.tracing import BatchSpan, Trace
 
-Vectors = Mapping[str, npt.NDArray[np.float32]]
-"""By the name of the output: sentence_embedding float32 [H], token_embeddings float32 [length, H]."""
+Vectors = Mapping[str, npt.NDArray[Any]]
+"""By the name of the output: sentence_embedding float32 [H], token_embeddings float32 [length, H]; of an Attend what
+reductions.py names."""
 
 Outcome = Vectors | Refusal
 
@@ -61,6 +62,8 @@ class Pending(Waiting):
     """Which of the engine's outputs it wants."""
     stamps: Stamps
     on_settled: Callable[["Pending"], None]
+    reduce: Callable[[Vectors], Vectors] | None = None
+    """What becomes of what was computed for it, still on the lane's thread; None: that is its outcome."""
     key: bytes | None = None
     """Of all that its vectors follow from, where they may be kept or shared."""
     trace: Trace | None = None

@@ -24,6 +24,9 @@ class Served:
     """What the wide lane runs; None where it does not pay, or there is none."""
     backlog: Backlog[Pending]
     metrics: ModelMetrics
+    apart: bool = False
+    """Whether its batches take nothing of the memory budget of all others, having one of their own; then no two
+    batches of such models run at a time."""
 
     def settle(self, pending: Pending, outcome: Outcome) -> None:
         """Give it its outcome, and count that, unless it has one."""

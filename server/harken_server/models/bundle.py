@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from harken.v1 import bundle_pb2
 
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
+ATTENTION: Final = "attention.onnx"
 TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = 1
 ARCHITECTURE: Final = "bert"
@@ -79,14 +80,28 @@ def read_bundle(found: Found, digests: Collection[str] = ()) -> Bundle:
     if found.alone:
         manifest.name, manifest.version = found.name, found.version
     _check_manifest(found, manifest)
-    contents = {file.name: _read_hashed(folder, file) for file in manifest.files}
+    kept: dict[str, bytes] = {}
+    for file in manifest.files:
+        content = _read_hashed(folder, file)
+        if file.name in (MODEL, TOKENIZER):
+            kept[file.name] = content
     return Bundle(
         folder=folder,
         manifest=manifest,
         sha256=sha256,
-        model=contents[MODEL],
-        tokenizer=contents.get(TOKENIZER),
+        model=kept[MODEL],
+        tokenizer=kept.get(TOKENIZER),
     )
+
+
+def read_attention(folder: Path, manifest: bundle_pb2.Bundle) -> tuple[bytes, Mapping[str, bytes]]:
+    """The attention graph of a bundle that was checked, and the files that its weights lie in; blocks.
+
+    They are read anew, and what they hash to must still be what the manifest said. Raises BundleError.
+    """
+    files = {file.name: file for file in manifest.files}
+    weights = {MODEL: _read_hashed(folder, files[MODEL])} if manifest.attention.shares_weights else {}
+    return _read_hashed(folder, files[ATTENTION]), weights
 
 
 def signature(found: Found) -> object:
@@ -143,6 +158,8 @@ def _check_manifest(found: Found, manifest: bundle_pb2.Bundle) -> None:
         raise BundleError(f"{where}: names a file twice")
     if MODEL not in names:
         raise BundleError(f"{where}: names no file {MODEL}")
+    if manifest.HasField("attention") != (ATTENTION in names):
+        raise BundleError(f"{where}: {ATTENTION} is described, or among the files, but not both")
     for field in ("layers", "heads", "hidden_size", "intermediate_size", "vocab_size", "max_length"):
         if getattr(manifest, field) < 1:
             raise BundleError(f"{where}: {field} is missing")

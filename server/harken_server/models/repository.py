@@ -29,6 +29,8 @@ class Model:
     """Of the manifest, in hex."""
     tokenizer: Tokenizer | None
     device: str
+    folder: Path = Path()
+    """Of the bundle."""
 
     @property
     def key(self) -> tuple[str, int]:

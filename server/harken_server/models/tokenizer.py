@@ -97,6 +97,10 @@ class Tokenizer:
         self._enough_characters: Final = max_length * _CHARACTERS_PER_TOKEN
         self._enough_tokens: Final = max_length + _DISTURBED_TOKENS
 
+    def names(self, ids: Ids) -> list[str]:
+        """How the vocabulary writes tokens: of WordPiece "##ing" for the rest of a word. Empty of an id it has not."""
+        return [self._tokenizer.id_to_token(token) or "" for token in ids.tolist()]
+
     def encode(self, texts: Sequence[str], reading: Reading, room: int) -> list[list[Tokens]]:
         """Tokenise each text by itself: one sequence of each or, in chunks, as many as it takes.
 

@@ -284,6 +284,10 @@ class Calls:
         statistics.compute_output.add(stamps.scattered_s - stamps.computed_s)
         statistics.last_inference_s = time.time()
 
+    def observed(self, call: Call) -> None:
+        """Observe the duration of a call whose answer is there, and is none of vectors."""
+        self.metrics.request_duration.labels(call.model, call.method).observe(self.clock() - call.received_s)
+
     async def park(self) -> None:
         """Hold refusals back until `release`, and return once no call comes any more, or so few that nobody waits.
 

@@ -20,6 +20,7 @@ from harken_server.errors import (
 )
 from harken_server.execution.engine import SENTENCE, TOKENS
 from harken_server.execution.finishing import Finish, Pooling
+from harken_server.execution.pending import Stamps
 from harken_server.models.repository import Model
 from harken_server.rpc.calls import Call
 from harken_server.rpc.status import answer
@@ -158,14 +159,7 @@ def set_result(result: encoder_pb2.Result, answered: Answer, call: Call, data_ty
             log.error("input failed", reason=refused.reason, model=call.model, **call.names)
         result.error.CopyFrom(refused.status)
         return
-    received, queued, taken, collated, computed, scattered = answered.stamps.moments_ns()
-    timings = result.timings
-    timings.tokenize_ns = queued - received
-    timings.queue_ns = taken - queued
-    timings.collate_ns = collated - taken
-    timings.compute_ns = computed - collated
-    timings.scatter_ns = scattered - computed
-    timings.total_ns = scattered - received
+    set_timings(result.timings, answered.stamps)
     (vectors,) = answered.outcome.values()
     ELEMENTS[data_type](result.embedding, vectors)
     result.embedding.shape.extend(vectors.shape)
@@ -174,6 +168,30 @@ def set_result(result: encoder_pb2.Result, answered: Answer, call: Call, data_ty
     if answered.places is not None:
         result.offsets.starts.extend(answered.places[:, 0].tolist())
         result.offsets.ends.extend(answered.places[:, 1].tolist())
+
+
+def set_timings(timings: encoder_pb2.Timings, stamps: Stamps) -> None:
+    """Write the stages of a sequence that was computed."""
+    received, queued, taken, collated, computed, scattered = stamps.moments_ns()
+    timings.tokenize_ns = queued - received
+    timings.queue_ns = taken - queued
+    timings.collate_ns = collated - taken
+    timings.compute_ns = computed - collated
+    timings.scatter_ns = scattered - computed
+    timings.total_ns = scattered - received
+
+
+def set_float32(tensor: encoder_pb2.Tensor, array: npt.NDArray[np.float32]) -> None:
+    """Write an array, and its shape."""
+    _float32(tensor, array)
+    tensor.shape.extend(array.shape)
+
+
+def truncate_of(field: str, value: int) -> Truncate:
+    """Raises InvalidRequest if it is none that is known."""
+    if value not in _TRUNCATE:
+        raise InvalidRequest((UnknownValue(field, value, tuple(encoder_pb2.Truncation.keys())),))
+    return _TRUNCATE[value]
 
 
 def _float32(tensor: encoder_pb2.Tensor, vectors: npt.NDArray[np.float32]) -> None:
@@ -226,4 +244,5 @@ def info_of(model: Model, default_version: int) -> encoder_pb2.ModelInfo:
         bundle_sha256=model.sha256,
         weights_source=manifest.weights.source,
         weights_license=manifest.weights.license,
+        attends=manifest.HasField("attention"),
     )

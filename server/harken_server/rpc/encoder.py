@@ -7,6 +7,8 @@ from typing import Final
 import grpc
 from harken.v1 import encoder_pb2
 
+from harken_server.attend import Attend
+from harken_server.rpc.attend import attend
 from harken_server.rpc.calls import Call, Calls, Context, when_done
 from harken_server.rpc.convert import check_options, info_of, input_of, options_of, set_result
 from harken_server.rpc.encode_stream import EncodeStream
@@ -21,8 +23,9 @@ SERVICE: Final = "harken.v1.Encoder"
 class Encoder:
     """Handlers that take and give raw bytes."""
 
-    def __init__(self, service: Service, calls: Calls, streams: Streams, max_message_bytes: int) -> None:
+    def __init__(self, service: Service, door: Attend, calls: Calls, streams: Streams, max_message_bytes: int) -> None:
         self._service: Final = service
+        self._attend: Final = door
         self._calls: Final = calls
         self._streams: Final = streams
         self._max_message_bytes: Final = max_message_bytes
@@ -38,6 +41,7 @@ class Encoder:
             {
                 "Encode": grpc.unary_unary_rpc_method_handler(self.encode),
                 "Similarity": grpc.unary_unary_rpc_method_handler(self.similarity),
+                "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
                 "EncodeStream": grpc.stream_stream_rpc_method_handler(self.encode_stream),
                 "ListModels": grpc.unary_unary_rpc_method_handler(self.list_models),
                 "GetModel": grpc.unary_unary_rpc_method_handler(self.get_model),
@@ -99,6 +103,15 @@ class Encoder:
             return response.SerializeToString()
 
         return await self._calls.answer("Similarity", context, work)
+
+    async def attend(self, raw: bytes, context: Context) -> None:
+        """Attend(AttendRequest) -> stream AttendResponse."""
+
+        async def work(call: Call) -> None:
+            limit_s = self._streams.max_request_s
+            await attend(self._attend, self._calls, call, raw, context, self._max_message_bytes, limit_s)
+
+        await self._calls.answer("Attend", context, work)
 
     async def encode_stream(self, _: AsyncIterator[bytes], context: Context) -> None:
         """EncodeStream(stream EncodeStreamRequest) -> stream EncodeStreamResponse."""

@@ -119,6 +119,17 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
         case errors.TurnedOff(setting):
             message = f"turned off by the server's setting {setting}"
             return code.UNIMPLEMENTED, "TURNED_OFF", message, {"setting": setting}, None
+        case errors.CannotAttend(model, version, ""):
+            message = (
+                f"{model}/{version} has no attention graph: export it again with harken-export (without "
+                "--no-attention), which writes attention.onnx beside model.onnx, and load it"
+            )
+            metadata = {"model": _cut(model), "version": str(version)}
+            return code.FAILED_PRECONDITION, "NO_ATTENTION", message, metadata, None
+        case errors.CannotAttend(model, version, pooling):
+            message = f"{model}/{version} has {pooling} pooling: only with mean pooling tokens add up to a similarity"
+            metadata = {"model": _cut(model), "version": str(version), "pooling": pooling}
+            return code.FAILED_PRECONDITION, "NOT_MEAN_POOLED", message, metadata, None
         case errors.ModelNotFound(model, version, models, versions):
             if versions:
                 held = ", ".join(str(known) for known in versions)
@@ -206,6 +217,12 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return (
                 f"its {length} tokens alone need {predicted_bytes} bytes of memory, over the budget of {budget_bytes}"
             )
+        case errors.OverAttendBudget(_, length, layers, heads, maps_bytes, predicted_bytes, budget_bytes):
+            return (
+                f"its {length} tokens need {predicted_bytes} bytes of memory, over the budget attend_memory_bytes of "
+                f"{budget_bytes}: twice {layers} layers x {heads} heads x {length} x {length} tokens x 4 = "
+                f"{maps_bytes} bytes of maps, and what encoding takes"
+            )
         case errors.UnknownName(_, name, ()):
             return f"{_cut(name, 80)!r} is not supported here"
         case errors.UnknownName(_, name, known):
@@ -224,6 +241,8 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return f"row {row} {_MASKS[why]}"
         case errors.BadValue(_, value, wanted):
             return f"is {_cut(value, 80)}, which is not {wanted}"
+        case errors.OutOfRange(_, value, least, most):
+            return f"is {value}, outside {least} to {most}"
         case errors.OutOfPlace():
             return "may only be the first message of a stream"
     raise AssertionError(f"a problem without a sentence: {problem!r}")

@@ -60,10 +60,10 @@ class CostSurface:
         # At most batch sizes times lengths, so some ten thousand; a decision asks for a hundred of them.
         self._cells: Final[dict[tuple[int, int], float]] = {}
 
-    def inherited(self) -> "CostSurface":
-        """A surface of its own that starts with what this one knows by now."""
+    def inherited(self, times: float = 1.0) -> "CostSurface":
+        """A surface of its own that starts with so many times what this one knows by now."""
         cells = {
-            (batch, length): self._table[i][j]
+            (batch, length): times * self._table[i][j]
             for i, batch in enumerate(self._batches)
             for j, length in enumerate(self._lengths)
         }

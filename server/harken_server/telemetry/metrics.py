@@ -1,6 +1,6 @@
 """Every metric of the server, in one place. Names are Prometheus' own style: base units, closed label sets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -241,11 +241,9 @@ class Metrics:
             for gauge in (self.backlog_sequences, self.backlog_tokens, self.predicted_wait):
                 gauge.remove(model)
 
-    def watch_memory(
-        self, budget_bytes: Callable[[], int], predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
-    ) -> None:
-        """Export harken_memory_bytes and the GPU's utilisation, read at each scrape."""
-        self.registry.register(_MemoryCollector(budget_bytes, predicted_batch_bytes, device))
+    def watch_memory(self, readings: Mapping[str, Callable[[], int]], device: DeviceMemory | None) -> None:
+        """Export harken_memory_bytes (`readings`: its further kinds) and the GPU's utilisation, at each scrape."""
+        self.registry.register(_MemoryCollector(readings, device))
 
 
 class ModelMetrics:
@@ -280,11 +278,8 @@ class ModelMetrics:
 
 
 class _MemoryCollector(Collector):
-    def __init__(
-        self, budget_bytes: Callable[[], int], predicted_batch_bytes: Callable[[], int], device: DeviceMemory | None
-    ) -> None:
-        self._budget_bytes: Final = budget_bytes
-        self._predicted_batch_bytes: Final = predicted_batch_bytes
+    def __init__(self, readings: Mapping[str, Callable[[], int]], device: DeviceMemory | None) -> None:
+        self._readings: Final = readings
         self._device: Final = device
         self._cgroups: Final = Cgroups()
 
@@ -292,8 +287,8 @@ class _MemoryCollector(Collector):
         memory = GaugeMetricFamily(
             "harken_memory_bytes",
             "Memory: of the process (rss, rss_peak), of the running batches (predicted_batch) and what they may "
-            "take (budget), the limit that is nearest (limit) and what is left until it (left), and of the GPU. "
-            "What the machine cannot tell is absent.",
+            "take (budget), of Attends (predicted_attend, attend_peak, attend_budget), the limit that is nearest (limit) "
+            "and what is left until it (left), and of the GPU. What the machine cannot tell is absent.",
             labels=("kind", "device"),
         )
         nearest = nearest_memory_limit(self._cgroups)
@@ -301,8 +296,7 @@ class _MemoryCollector(Collector):
             **host_memory_bytes(),
             "limit": nearest.limit_bytes,
             "left": nearest.left_bytes,
-            "predicted_batch": self._predicted_batch_bytes(),
-            "budget": self._budget_bytes(),
+            **{kind: read() for kind, read in self._readings.items()},
         }
         for kind, size_bytes in readings.items():
             memory.add_metric((kind, ""), size_bytes)

@@ -42,7 +42,7 @@ async def encode(
         raise InvalidRequest((TooMany(field, len(values), service.limits.inputs),))
     names = [field] if len(values) == 1 else [f"{field}[{index}]" for index in range(len(values))]
     longest, left = service.max_length, truncate == "left"
-    inputs = [_input_of(value, name, longest, left) for value, name in zip(values, names, strict=True)]
+    inputs = [input_of(value, name, longest, left) for value, name in zip(values, names, strict=True)]
     options = Options(
         model=model.manifest.name,
         version=model.manifest.version,
@@ -86,7 +86,7 @@ def values_of(given: object, field: str) -> Sequence[object]:
     raise InvalidRequest((BadValue(field, shown(given), "a text, token ids, or a list of either"),))
 
 
-def _input_of(value: object, name: str, longest: int, left: bool) -> Input:
+def input_of(value: object, name: str, longest: int, left: bool) -> Input:
     """One input, a text or a list of token ids; or what is wrong with it.
 
     Of the ids the first `longest` are kept or, with `left`, the last.

@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from harken_server.attend import Attend
 from harken_server.execution.control import Control
 from harken_server.rpc.calls import REQUEST_ID
+from harken_server.rpc.web.attend import AttendPage
 from harken_server.rpc.web.connection import HEAD_S, Connection
 from harken_server.rpc.web.embed import Embed
 from harken_server.rpc.web.exchange import Exchanges, given
@@ -32,9 +34,12 @@ _IDLE_S: Final = 75
 class Web:
     """Serves over HTTP on the running event loop."""
 
-    def __init__(self, exchanges: Exchanges, control: Control, settings: Settings, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, exchanges: Exchanges, door: Attend, control: Control, settings: Settings, tls: ssl.SSLContext | None
+    ) -> None:
         """`tls`: None is plain text."""
         self._exchanges: Final = exchanges
+        self._door: Final = door
         self._settings: Final = settings
         _silence()
         config = uvicorn.Config(
@@ -86,12 +91,14 @@ class Web:
     def _app(self, control: Control) -> Starlette:
         exchanges = self._exchanges
         openai = OpenAi(exchanges)
+        attend = AttendPage(exchanges, self._door, openai, self._settings.max_message_bytes)
         embed = Embed(exchanges, self._settings)
         oip = Oip(exchanges, control)
         version = "/versions/{version}"
         of_model = "/v2/models/{name}"
         routes = [
             Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
+            Route("/v1/attend", attend.attend, methods=["POST"]),
             Route("/v1/models", openai.models),
             Route("/v1/models/{name:path}", openai.model),
             Route("/embed", embed.embed, methods=["POST"]),
@@ -144,7 +151,7 @@ class Web:
             headers["allow"] = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
             message = f"{request.method} is not served for {path}; served: {headers['allow']}"
         else:
-            message = f"{path} is not served here; served: /v1/embeddings, /embed, /v2/models/NAME/infer"
+            message = f"{path} is not served here; served: /v1/embeddings, /v1/attend, /embed, /v2/models/NAME/infer"
         return JSONResponse(_form_of(path, message), error.status_code, headers)
 
     def _named(self, request: Request) -> dict[str, str]:

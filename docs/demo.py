@@ -120,6 +120,7 @@ def main() -> None:
         "  make serve                       keep a server up: HTTP 8000, gRPC 8001, metrics 8002, health 8003\n"
         "  .venv/bin/harken encode 'hello'  encode a line\n"
         "  .venv/bin/harken load --help     other loads\n"
+        "  .venv/bin/harken attend --help   what the tokens of a text attend to, drawn\n"
         "  README.md, docs/                 a call in five lines, the settings, the metrics"
     )
 

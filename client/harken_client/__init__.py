@@ -6,10 +6,12 @@ with Client("localhost:8001") as client:
     vectors = client.encode(["first text", "second text"])  # float32 [2, hidden]
 """
 
+from harken_client.attention.values import Attention, Links, Pair
 from harken_client.client import AsyncClient
 from harken_client.errors import (
     Cancelled,
     DeadlineExceeded,
+    FailedPrecondition,
     FieldViolation,
     HarkenError,
     InternalError,
@@ -36,6 +38,7 @@ from harken_client.values import (
 
 __all__ = [
     "AsyncClient",
+    "Attention",
     "Batch",
     "BatchMember",
     "Cancelled",
@@ -44,14 +47,17 @@ __all__ = [
     "Client",
     "DeadlineExceeded",
     "Encoding",
+    "FailedPrecondition",
     "FieldViolation",
     "HarkenError",
     "InternalError",
     "InvalidInput",
+    "Links",
     "Match",
     "ModelInfo",
     "ModelNotFound",
     "Overloaded",
+    "Pair",
     "PermissionDenied",
     "Setting",
     "StreamResult",

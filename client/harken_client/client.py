@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import Literal, Self, Unpack, overload
 
 import grpc
@@ -11,6 +11,8 @@ from harken.v1 import admin_pb2, debug_pb2
 from harken.v1 import encoder_pb2 as pb
 
 from harken_client import calls, health, wire
+from harken_client.attention import wire as attend_wire
+from harken_client.attention.values import AttendOptions, Attention
 from harken_client.channel import MOST_ATTEMPTS, MOST_MESSAGE_BYTES
 from harken_client.checks import checked_count, checked_target, checked_tenant, checked_text
 from harken_client.connection import Connection
@@ -271,6 +273,38 @@ class AsyncClient:
         connection = self._connection()
         response = await connection.call(connection.stub.Similarity, request, self._deadline(timeout_s))
         return [Match(match.index, match.score) for match in response.matches]
+
+    async def attend(
+        self,
+        text: Input,
+        other: Input | None = None,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[AttendOptions],
+    ) -> Attention:
+        """What the tokens of a text attend to and, of two texts, what their tokens add to their similarity.
+
+        Without options: all maps, rollout, received attention and entropy. With some, exactly those (AttendOptions);
+        `layers`, `heads` and `truncate` alone leave it at all of them. The server runs one at a time, behind
+        everybody's interactive work. Raises FailedPrecondition for a model without an attention graph, and where tokens
+        do not add up to a similarity.
+        """
+        if not set(options) - {"layers", "heads", "truncate"}:
+            options = {**options, "maps": True, "rollout": True, "received": True, "entropy": True}
+        name, number = self._asked(model, version)
+        request = attend_wire.request(text, other, name, number, options)
+        connection = self._connection()
+        assembly = attend_wire.Assembly(text, other)
+
+        def begin() -> Callable[[pb.AttendResponse], None]:
+            nonlocal assembly
+            assembly = attend_wire.Assembly(text, other)
+            return assembly.take
+
+        await connection.collect(connection.stub.Attend, request, self._deadline(timeout_s), begin)
+        return assembly.whole()
 
     async def encode_stream(
         self,

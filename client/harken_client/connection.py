@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
@@ -16,6 +17,7 @@ from harken_client.security import bearer
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
+T = TypeVar("T")
 
 _TENANT = "harken-tenant"
 
@@ -63,14 +65,39 @@ class Connection:
         deadline: Deadline,
     ) -> Response:
         """Call until it succeeds, the server does not invite it again, or the deadline comes. Raises HarkenError."""
+
+        async def attempt(timeout_s: float) -> Response:
+            return await method(request, timeout=timeout_s, metadata=self.metadata, wait_for_ready=self.wait_for_ready)
+
+        return await self._repeated(attempt, deadline)
+
+    async def collect(
+        self,
+        method: "grpc.aio.UnaryStreamMultiCallable[Request, Response]",
+        request: Request,
+        deadline: Deadline,
+        begin: Callable[[], Callable[[Response], None]],
+    ) -> None:
+        """As `call`, for an answer of several messages, which each attempt hands to what `begin` gives it."""
+
+        async def attempt(timeout_s: float) -> None:
+            take = begin()
+            answer = method(request, timeout=timeout_s, metadata=self.metadata, wait_for_ready=self.wait_for_ready)
+            try:
+                async for message in answer:
+                    take(message)
+            finally:
+                answer.cancel()  # nothing if it is over
+
+        await self._repeated(attempt, deadline)
+
+    async def _repeated(self, attempt: Callable[[float], Awaitable[T]], deadline: Deadline) -> T:
         error: HarkenError = DeadlineExceeded("no time was left to make the call")
         broken = 0
         # grpcio may take a timeout of 0 for one that has not passed. An earlier refusal says more.
         while (remaining_s := deadline.remaining_s(time.monotonic())) > 0:
             try:
-                return await method(
-                    request, timeout=remaining_s, metadata=self.metadata, wait_for_ready=self.wait_for_ready
-                )
+                return await attempt(remaining_s)
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc(rpc_error)
                 delay_s = self.invited_delay_s(error)

@@ -3,6 +3,7 @@
     HarkenError               any failed call, and the base of the rest
     ├── InvalidInput          INVALID_ARGUMENT    the input can never succeed as it stands
     ├── ModelNotFound         NOT_FOUND           the server holds no such model or version
+    ├── FailedPrecondition    FAILED_PRECONDITION the model, as it is served, cannot do this
     ├── Unauthenticated       UNAUTHENTICATED     no key, or a wrong one
     ├── PermissionDenied      PERMISSION_DENIED   the key is not for this model, or not for this call
     ├── Overloaded            RESOURCE_EXHAUSTED  too much work waits, or a message is too large
@@ -92,6 +93,12 @@ class ModelNotFound(HarkenError):
     code = grpc.StatusCode.NOT_FOUND
 
 
+class FailedPrecondition(HarkenError):
+    """The model, as it is served, cannot do this: for attention maps its bundle needs an attention graph, say."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class Unauthenticated(HarkenError):
     """The server wants a key, or another key."""
 
@@ -140,6 +147,7 @@ _CLASSES: Mapping[grpc.StatusCode, type[HarkenError]] = {
     for kind in (
         InvalidInput,
         ModelNotFound,
+        FailedPrecondition,
         Unauthenticated,
         PermissionDenied,
         Overloaded,

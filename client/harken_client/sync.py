@@ -126,6 +126,7 @@ class Client:
     encode_detailed = _blocking(AsyncClient.encode_detailed)
     encode_stream = _iterating(AsyncClient.encode_stream)
     similarity = _blocking(AsyncClient.similarity)
+    attend = _blocking(AsyncClient.attend)
     models = _blocking(AsyncClient.models)
     model = _blocking(AsyncClient.model)
     explain_batches = _blocking(AsyncClient.explain_batches)

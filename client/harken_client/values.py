@@ -176,6 +176,7 @@ class ModelInfo:
     bundle_sha256: str
     weights_source: str
     weights_license: str
+    attends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,29 +154,39 @@ def encoding(result: pb.Result, model: str, version: int) -> values.Encoding:
     shape = list(tensor.shape)
     if tensor.data_type == pb.DATA_TYPE_BINARY:
         shape[-1] //= 8
-    timings = result.timings
     return values.Encoding(
         vector=np.frombuffer(tensor.data, dtype).reshape(shape),
         tokens=result.tokens,
         truncated=result.truncated,
-        timings=values.Timings(
-            tokenize_s=timings.tokenize_ns / _NS_PER_S,
-            queue_s=timings.queue_ns / _NS_PER_S,
-            collate_s=timings.collate_ns / _NS_PER_S,
-            compute_s=timings.compute_ns / _NS_PER_S,
-            scatter_s=timings.scatter_ns / _NS_PER_S,
-            total_s=timings.total_ns / _NS_PER_S,
-        ),
+        timings=timings(result.timings),
         model=model,
         version=version,
         scale=tensor.scale or 1.0,
         chunks=tuple(values.Chunk(chunk.start, chunk.end, chunk.tokens) for chunk in result.chunks),
-        offsets=_offsets(result.offsets) if result.HasField("offsets") else None,
+        offsets=offsets(result.offsets) if result.HasField("offsets") else None,
     )
 
 
-def _offsets(offsets: pb.TokenOffsets) -> NDArray[np.uint32]:
-    return np.stack([np.array(offsets.starts, np.uint32), np.array(offsets.ends, np.uint32)], axis=1)
+def timings(message: pb.Timings) -> values.Timings:
+    return values.Timings(
+        tokenize_s=message.tokenize_ns / _NS_PER_S,
+        queue_s=message.queue_ns / _NS_PER_S,
+        collate_s=message.collate_ns / _NS_PER_S,
+        compute_s=message.compute_ns / _NS_PER_S,
+        scatter_s=message.scatter_ns / _NS_PER_S,
+        total_s=message.total_ns / _NS_PER_S,
+    )
+
+
+def offsets(message: pb.TokenOffsets) -> NDArray[np.uint32]:
+    return np.stack([np.array(message.starts, np.uint32), np.array(message.ends, np.uint32)], axis=1)
+
+
+def truncation(truncate: values.Truncate) -> pb.Truncation.ValueType:
+    """Raises ValueError for what the contract does not know."""
+    if truncate not in _TRUNCATIONS:
+        raise ValueError(f"truncate is one of {', '.join(map(repr, _TRUNCATIONS))}, not {truncate!r}")
+    return _TRUNCATIONS[truncate]
 
 
 def model_info(message: pb.ModelInfo) -> values.ModelInfo:

@@ -138,6 +138,9 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
     tenants: dict[str, str] = field(default_factory=dict)
     authorizations: dict[str, str] = field(default_factory=dict)
     """Who asked last, by method; "" is nobody."""
+    attends: list[Refusal | list[pb.AttendResponse]] = field(default_factory=list)
+    """For each of the next Attend calls: its messages, or why there are none."""
+    attended: list[pb.AttendRequest] = field(default_factory=list)
     similarities: list[pb.SimilarityRequest] = field(default_factory=list)
     models_asked: int = 0
     streams: int = 0
@@ -165,6 +168,16 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServicer, debug_pb2_grpc.DebugServicer
             truncated=length > MAX_LENGTH,
             timings=pb.Timings(tokenize_ns=1, queue_ns=2, collate_ns=3, compute_ns=4, scatter_ns=5, total_ns=15),
         )
+
+    async def Attend(  # noqa: N802 - the contract's name
+        self, request: pb.AttendRequest, context: Any
+    ) -> AsyncIterator[pb.AttendResponse]:
+        self.attended.append(request)
+        answer = self.attends.pop(0)
+        if isinstance(answer, Refusal):
+            await answer.abort(context)
+        for message in answer:
+            yield message
 
     async def Encode(self, request: pb.EncodeRequest, context: Any) -> pb.EncodeResponse:  # noqa: N802 - the contract's name
         self.calls.append(request)

@@ -40,7 +40,7 @@ fuzz: .venv/.fuzz ## the edges and the readers of files under atheris (a quarter
 soak: .venv/.dev $(if $(MINUTES),,.venv/.bench) model ## mixed calls and swaps: does anything grow? docs/soak.md (half an hour; MINUTES=2 short, no page)
 	@PYTHONPATH=tests $(BIN)/python -m soak.run --models $(MODELS) $(if $(MINUTES),--minutes $(MINUTES),--docs docs)
 
-bench-limit: .venv/.bench model ## every bar of docs/performance.md (20 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
+bench-limit: .venv/.bench model ## every bar of docs/performance.md (25 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
 	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
 bench-all: .venv/.bench model ## the whole grid of loads, and docs/throughput.svg (half an hour; ROWS=W1,W3 QUICK=1)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import grpc
-from bench import closed_loop, machine, mixed, open_loop, workloads
+from bench import attending, closed_loop, machine, mixed, open_loop, workloads
 from bench.hall import BUILD, Hall
 from bench.measure import QUICK, Measure, Pace
 from bench.pairs import FOREIGN_LIMIT, Outcome, quartiles
@@ -32,6 +32,7 @@ ROWS: dict[str, Callable[[Measure], list[Outcome]]] = {
     "w1-tail": open_loop.w1_tail,
     "overload": open_loop.overload,
     "w1-bulk": mixed.w1_bulk,
+    "attend": attending.attend,
 }
 """In this order: the open loops take their rates from the closed ones."""
 

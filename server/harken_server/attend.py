@@ -109,7 +109,7 @@ class Attend:
             needed_bytes = max(self._needed_bytes(model, wish, lengths[0], fields[0]) + pair_bytes, answer_bytes)
             budget_bytes = self._attentions.budget.budget_bytes
             if needed_bytes > budget_bytes:
-                raise InvalidRequest((AnswerTooLarge(fields[-1], needed_bytes, budget_bytes),))
+                raise InvalidRequest((AnswerTooLarge(fields[-1], needed_bytes, budget_bytes, maps=True),))
             with self._attentions.budget.holding(answer_bytes, needed_bytes):
                 if wish.anything:
                     await self._load(model, deadline)

@@ -138,6 +138,8 @@ class AnswerTooLarge(Problem):
 
     size_bytes: int
     limit_bytes: int
+    maps: bool = False
+    """Whether it is of attention maps."""
 
 
 @dataclass(frozen=True, slots=True)

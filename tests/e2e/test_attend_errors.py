@@ -147,7 +147,10 @@ def test_over_http_an_answer_over_the_limit_is_refused_by_name_before_it_is_comp
         body = {"model": "tiny", "input": [5] * 100, "maps": True}
         replied = posted(server, body)
         assert (replied.status, replied.json["error"]["param"]) == (400, "maps")
-        assert f"{14 * TINY_MAPS // 4} bytes, over the limit of 200000" in replied.json["error"]["message"]
+        assert (
+            f"{16 * TINY_MAPS // 4} bytes, over the limit of 200000; ask for fewer layers and heads"
+            in replied.json["error"]["message"]
+        )
         assert server.total("harken_accepted_total", model="tiny+attention") == 0
         one = posted(server, {**body, "layers": [1], "heads": [0]})
         assert np.array(one.json["maps"]).shape == (1, 1, 100, 100)

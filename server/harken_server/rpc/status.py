@@ -209,10 +209,9 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return f"is {value}, which is none of {', '.join(known)}"
         case errors.AmbiguousModel(_, models):
             return f"must be named, since several are served: {', '.join(models)}"
-        case errors.AnswerTooLarge(_, size_bytes, limit_bytes):
-            return (
-                f"the answer would have {size_bytes} bytes, over the limit of {limit_bytes}; send fewer inputs a call"
-            )
+        case errors.AnswerTooLarge(_, size_bytes, limit_bytes, maps):
+            less = "ask for fewer layers and heads" if maps else "send fewer inputs a call"
+            return f"the answer would have {size_bytes} bytes, over the limit of {limit_bytes}; {less}"
         case errors.OverMemoryBudget(_, length, predicted_bytes, budget_bytes):
             return (
                 f"its {length} tokens alone need {predicted_bytes} bytes of memory, over the budget of {budget_bytes}"

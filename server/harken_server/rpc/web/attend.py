@@ -34,7 +34,7 @@ _TRUNCATES: Final[dict[object, Truncate]] = {
 }
 _MOST: Final = 2**32 - 1
 
-_NUMBER_BYTES: Final = {"float": 14, "base64": 6}
+_NUMBER_BYTES: Final = {"float": 16, "base64": 6}
 """Most that a float32 takes in JSON: nine digits, sign, point, exponent and comma; in base64 it is 5.33."""
 _PIECE: Final = 16384
 """Numbers that are written at a time: others' requests do not wait for a whole answer."""
@@ -82,7 +82,7 @@ class AttendPage:
             size_bytes = values * _NUMBER_BYTES[encoding]
             if size_bytes > self._max_message_bytes:
                 field = "maps" if wish.maps else "mean" if wish.mean else names[-1]
-                raise InvalidRequest((AnswerTooLarge(field, size_bytes, self._max_message_bytes),))
+                raise InvalidRequest((AnswerTooLarge(field, size_bytes, self._max_message_bytes, maps=True),))
 
         started_s = calls.clock()
         try:

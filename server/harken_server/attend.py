@@ -163,6 +163,7 @@ class Attend:
                 on_settled=group.settled,
                 reduce=wanted.of if wanted else None,
                 tenant=options.tenant,
+                trace=options.trace,
                 solitary=wanted is not None,
             )
 

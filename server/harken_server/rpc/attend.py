@@ -50,7 +50,7 @@ async def attend(
     async with door.answer(model, options, wish, given, names, call.deadline, started_s) as attended:
         parts = list(_maps(attended))
         summary = _summary(attended, sum(len(range(0, len(rows), _rows_a_part(rows))) for _, rows in parts))
-        calls.observed(call)
+        calls.attended(call, attended)
         try:
             # A client that never reads would keep the memory for ever.
             async with asyncio.timeout(max_request_s):
@@ -76,6 +76,7 @@ def options_of(call: Call, truncate: Truncate) -> Options:
         tenant=call.tenant,
         account=call.account,
         flow=call.number,
+        trace=call.trace,
         places=True,
     )
 

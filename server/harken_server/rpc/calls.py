@@ -13,13 +13,14 @@ import grpc
 import structlog
 
 from harken_server import errors
+from harken_server.attend import Attended
 from harken_server.models.repository import Model
 from harken_server.rpc import objective
 from harken_server.rpc.api_keys import AUTHORIZATION, ApiKeys, digest_of
 from harken_server.rpc.load_report import LoadReports
 from harken_server.rpc.status import Answer, answer, bug
 from harken_server.rpc.tenants import TENANT, Tenants
-from harken_server.rpc.traces import sizes, tell
+from harken_server.rpc.traces import size_of, tell
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.waiting import ANYBODY, Tenant
 from harken_server.telemetry.logs import NO_ACCESS_LOG, AccessLog, Logged
@@ -86,6 +87,10 @@ class Call:
     tokens: int = 0
     inputs_failed: bool = False
     """Whether the server failed on some of the inputs of a call that is answered."""
+
+    def add(self, size: tuple[int, int]) -> None:
+        """So many sequences, and tokens of them, are answered."""
+        self.sequences, self.tokens = self.sequences + size[0], self.tokens + size[1]
 
     @property
     def names(self) -> dict[str, str]:
@@ -270,10 +275,11 @@ class Calls:
         edge_s = (now_s - received_s) - (stamps.scattered_s - stamps.received_s)
         self.metrics.stage_duration.labels(call.model, "edge").observe(edge_s)
         if call.logged or trace is not None:
-            sequences, tokens = sizes(answers)
-            call.sequences, call.tokens = call.sequences + sequences, call.tokens + tokens
+            size = size_of(answers)
+            call.add(size)
             if trace is not None:
-                tell(trace, answers, (received_s, stamps, now_s))
+                every = [answer.stamps for answer in answers.answers]
+                tell(trace, answers.model.key, size, every, (received_s, stamps, now_s))
         statistics = self.metrics.statistics.get(answers.model.key)
         if statistics is None:
             return  # this was the last that a version did
@@ -284,9 +290,15 @@ class Calls:
         statistics.compute_output.add(stamps.scattered_s - stamps.computed_s)
         statistics.last_inference_s = time.time()
 
-    def observed(self, call: Call) -> None:
-        """Observe the duration of a call whose answer is there, and is none of vectors."""
-        self.metrics.request_duration.labels(call.model, call.method).observe(self.clock() - call.received_s)
+    def attended(self, call: Call, attended: Attended) -> None:
+        """Observe the duration of an Attend, whose answer is there."""
+        now_s = self.clock()
+        self.metrics.request_duration.labels(call.model, call.method).observe(now_s - call.received_s, call.names)
+        size = len(attended.texts), sum(len(tokens.ids) for tokens in attended.texts)
+        call.add(size)
+        stamps = attended.stamps
+        if call.trace is not None and stamps is not None:
+            tell(call.trace, attended.model.key, size, [stamps], (call.received_s, stamps, now_s))
 
     async def park(self) -> None:
         """Hold refusals back until `release`, and return once no call comes any more, or so few that nobody waits.

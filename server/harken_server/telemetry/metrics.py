@@ -287,8 +287,8 @@ class _MemoryCollector(Collector):
         memory = GaugeMetricFamily(
             "harken_memory_bytes",
             "Memory: of the process (rss, rss_peak), of the running batches (predicted_batch) and what they may "
-            "take (budget), of Attends (predicted_attend, attend_peak, attend_budget), the limit that is nearest (limit) "
-            "and what is left until it (left), and of the GPU. What the machine cannot tell is absent.",
+            "take (budget), of Attends (predicted_attend, attend_peak, attend_budget), the limit that is nearest "
+            "(limit) and what is left until it (left), and of the GPU. What the machine cannot tell is absent.",
             labels=("kind", "device"),
         )
         nearest = nearest_memory_limit(self._cgroups)

@@ -90,9 +90,9 @@ class AttendPage:
                 model, options, wish, inputs, names, call.deadline, started_s, check_values
             ) as attended:
                 content = await _content(attended, encoding)
+                calls.attended(call, attended)
         except InvalidRequest as invalid:
             raise without_kinds(invalid) from None
-        calls.observed(call)
         return Reply(content)
 
 

@@ -11,7 +11,7 @@ BENCH := PYTHONPATH=tests $(BIN)/python -m bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test contract deploy-check chaos soak fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
+.PHONY: help demo serve test contract deploy-check studio-check chaos soak fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,8 +19,8 @@ help: ## this list
 demo: .venv/.demo model ## export a real model, serve it, encode sentences, put it under load, stop
 	@$(BIN)/python docs/demo.py --models $(MODELS)
 
-serve: .venv/.demo model ## serve the real model until Ctrl-C: HTTP on 8000, gRPC on 8001, metrics on 8002, health on 8003
-	@exec $(BIN)/harken-server --models $(MODELS)
+serve: .venv/.demo model ## serve the real model until Ctrl-C: HTTP and the studio on 8000, gRPC on 8001, metrics on 8002, health on 8003
+	@exec $(BIN)/harken-server --models $(MODELS) --studio
 
 test: .venv/.dev lint model ## every check and every test
 	@$(BIN)/python -m pytest
@@ -30,6 +30,9 @@ contract: .venv/.dev model build/contract/.done ## other people's clients, unmod
 
 deploy-check: .venv/.dev model build/deploy/.done ## image, manifests, monitoring, balance: with real parts (STRICT=1 fails on a skip)
 	@STRICT=$(STRICT) $(BIN)/python -m pytest tests/deploy
+
+studio-check: .venv/.browser model ## the studio page in a real Chromium (STRICT=1 fails on a skip)
+	@STRICT=$(STRICT) $(BIN)/python -m pytest tests/studio
 
 chaos: .venv/.dev model ## faults and overload on real servers: what was lost, what was wrong (20 minutes; SHORT=1 one)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --models $(MODELS) $(if $(SHORT),--short)
@@ -92,6 +95,12 @@ model: | .venv/.demo
 .venv/.dev: .venv/.demo
 	@echo "== installing what the tests need (a minute, once)"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.browser: .venv/.dev tests/studio/setup.sh
+	@echo "== setting up a browser (a minute, once)"
+	@tests/studio/setup.sh
+	@$(PIP) -e '.[browser]'
 	@touch $@
 
 .venv/.bench: .venv/.demo

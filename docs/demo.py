@@ -60,11 +60,11 @@ QUERIES = [
 
 
 @contextmanager
-def server(models: str) -> Iterator[tuple[str, str]]:
-    """A server on free ports: where its gRPC and its metrics are. Stopped at the end, whatever happens."""
-    command = [f"{BIN}/harken-server", "--models", models, "--grpc-port", "0", "--metrics-port", "0"]
+def server(models: str) -> Iterator[tuple[str, str, str]]:
+    """A server on free ports: where its gRPC, its metrics and its studio are. Stopped at the end, whatever happens."""
+    command = [f"{BIN}/harken-server", "--models", models, "--grpc-port", "0", "--metrics-port", "0", "--studio"]
     process = subprocess.Popen(
-        [*command, "--health-port", "0", "--no-http", "--drain-delay-s", "0", "--log-format", "json"],
+        [*command, "--health-port", "0", "--http-port", "0", "--drain-delay-s", "0", "--log-format", "json"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -77,7 +77,8 @@ def server(models: str) -> Iterator[tuple[str, str]]:
         else:
             sys.exit(f"the server did not start: {event['event']}")
         threading.Thread(target=process.stderr.read, daemon=True).start()  # lest it blocks on a full pipe
-        yield f"127.0.0.1:{event['grpc_port']}", f"http://127.0.0.1:{event['metrics_port']}/metrics"
+        metrics = f"http://127.0.0.1:{event['metrics_port']}/metrics"
+        yield f"127.0.0.1:{event['grpc_port']}", metrics, f"http://127.0.0.1:{event['http_port']}/"
     finally:
         process.terminate()
         process.wait()
@@ -91,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     console.print("[bold]== starting the server: loading, and measuring what batches cost here (a few seconds)")
-    with server(arguments.models) as (target, metrics), Client(target) as client:
+    with server(arguments.models) as (target, metrics, studio), Client(target) as client:
         client.wait_ready(timeout_s=120)
         (model,) = client.models()
         console.print(
@@ -112,12 +113,13 @@ def main() -> None:
         console.print(
             f"[bold]== {arguments.load_s:g} s of load: 64 calls under way, lengths around 40, up to 512 tokens"
         )
+        console.print(f"   watch it in a browser: {studio}#live")
         load = [f"{BIN}/harken", "load", "--server", target, "--metrics", metrics, "--concurrency", "64"]
         lengths = ["--lengths", "lognormal:median=40,p99=300", "--duration", str(arguments.load_s), "--seed", "1"]
         subprocess.run([*load, *lengths], check=True)
     console.print("[bold]== the server has drained and stopped. Where to go next:")
     console.print(
-        "  make serve                       keep a server up: HTTP 8000, gRPC 8001, metrics 8002, health 8003\n"
+        "  make serve                       keep a server up: studio http://localhost:8000/, gRPC 8001, metrics 8002\n"
         "  .venv/bin/harken encode 'hello'  encode a line\n"
         "  .venv/bin/harken load --help     other loads\n"
         "  .venv/bin/harken attend --help   what the tokens of a text attend to, drawn\n"

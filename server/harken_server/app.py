@@ -226,8 +226,8 @@ class App:
         if not settings.http:
             return None
         exchanges = Exchanges(self._service, self._calls, settings.max_message_bytes, settings.max_request_s)
-        context = certificates.context() if certificates else None
-        self._web = Web(exchanges, self._attend, self._control, settings, context)
+        tls = certificates.context() if certificates else None
+        self._web = Web(exchanges, self._attend, self._control, self._history, settings, tls)
         try:
             return await self._web.start()
         except OSError as error:

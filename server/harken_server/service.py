@@ -77,6 +77,13 @@ class Service:
         """Whether it takes requests, and goes on to; and computes them."""
         return self.state == "serving" and not self.leaving and self._batcher.works
 
+    @property
+    def condition(self) -> Literal["loading", "serving", "draining", "stalled"]:
+        """In one word, whether it is `ready`, or why not."""
+        if self.state == "serving" and not self.ready:
+            return "draining" if self.leaving else "stalled"
+        return self.state
+
     def versions(self, name: str) -> tuple[int, ...]:
         """The versions of a model that are served."""
         return self._repository.versions(name)
@@ -151,6 +158,18 @@ class Service:
         parts = await self._tokenize(model, options, inputs, fields, text_bytes, deadline)
         self._check_sequences(model, options, parts, fields)
         return parts, fields
+
+    async def tokenize(
+        self, model: Model, options: Options, inputs: Sequence[Input], names: Sequence[str], deadline: Deadline
+    ) -> list[Tokens]:
+        """How the model reads each text, by what of `options` says how; none is in chunks, and nothing is computed.
+
+        Raises InvalidRequest, BacklogFull, NotReady, Expired, or what the account refuses by.
+        """
+        self.check_open(model, options.account, deadline, self._clock())
+        with self._batcher.using(model.key):
+            parts, _ = await self.read(model, options, inputs, names, deadline)
+        return [tokens for (tokens,) in parts]
 
     def sent(self, size_bytes: int) -> None:
         """An answer has left, or nobody is there to take it."""

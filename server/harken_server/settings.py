@@ -300,6 +300,11 @@ class Settings(BaseSettings):
         description="Whether the trailers of unary gRPC answers tell how loaded the server is (ORCA), for clients and "
         "proxies that balance by it.",
     )
+    studio: bool = Field(
+        False,
+        description="Whether a page for people is served at `/` of the HTTP port (docs/studio.md): what models make of "
+        "texts, and the server at work.",
+    )
     reflection: bool = Field(True, description="Whether gRPC reflection is served.")
     so_reuseport: bool = Field(
         False,

@@ -45,7 +45,7 @@ _NOT_REJECTED: Final = (errors.StreamTooOld, errors.Expired, errors.Abandoned, e
 ADMIN: Final = frozenset(
     {
         "RepositoryModelLoad", "RepositoryModelUnload", "ExplainBatches", "Settings",
-        "POST /v2/repository/models/load", "POST /v2/repository/models/unload",
+        "POST /v2/repository/models/load", "POST /v2/repository/models/unload", "GET /studio/live",
     }
 )  # fmt: skip
 """Methods for whoever operates the server: where keys are in use, they need an admin's."""

@@ -119,12 +119,12 @@ class Histogram(_Instrument[Distribution]):
         buckets: Sequence[float],
         registry: CollectorRegistry,
     ) -> None:
-        self._bounds: Final = [float(bound) for bound in buckets]
-        self._names: Final = [floatToGoString(bound) for bound in (*self._bounds, float("inf"))]  # type: ignore[no-untyped-call]  # has no types
+        self.bounds: Final = [float(bound) for bound in buckets]
+        self._names: Final = [floatToGoString(bound) for bound in (*self.bounds, float("inf"))]  # type: ignore[no-untyped-call]  # has no types
         super().__init__(name, documentation, labels, registry)
 
     def _make(self) -> Distribution:
-        return Distribution(self._bounds)
+        return Distribution(self.bounds)
 
     def collect(self) -> Iterable[Metric]:
         """See Collector."""

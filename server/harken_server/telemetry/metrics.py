@@ -31,6 +31,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry: Final = CollectorRegistry()
+        self._memory: _MemoryCollector | None = None
         self.statistics: Final[dict[tuple[str, int], Statistics]] = {}
         """By name and version."""
         registry = self.registry
@@ -243,7 +244,12 @@ class Metrics:
 
     def watch_memory(self, readings: Mapping[str, Callable[[], int]], device: DeviceMemory | None) -> None:
         """Export harken_memory_bytes (`readings`: its further kinds) and the GPU's utilisation, at each scrape."""
-        self.registry.register(_MemoryCollector(readings, device))
+        self._memory = _MemoryCollector(readings, device)
+        self.registry.register(self._memory)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What harken_memory_bytes tells, by its kind; nothing before `watch_memory`."""
+        return self._memory.host_bytes() | self._memory.device_bytes() if self._memory else {}
 
 
 class ModelMetrics:
@@ -283,6 +289,18 @@ class _MemoryCollector(Collector):
         self._device: Final = device
         self._cgroups: Final = Cgroups()
 
+    def host_bytes(self) -> dict[str, int]:
+        nearest = nearest_memory_limit(self._cgroups)
+        return {
+            **host_memory_bytes(),
+            "limit": nearest.limit_bytes,
+            "left": nearest.left_bytes,
+            **{kind: read() for kind, read in self._readings.items()},
+        }
+
+    def device_bytes(self) -> dict[str, int]:
+        return self._device.memory_bytes() if self._device else {}
+
     def collect(self) -> Iterable[Metric]:
         memory = GaugeMetricFamily(
             "harken_memory_bytes",
@@ -291,17 +309,10 @@ class _MemoryCollector(Collector):
             "(limit) and what is left until it (left), and of the GPU. What the machine cannot tell is absent.",
             labels=("kind", "device"),
         )
-        nearest = nearest_memory_limit(self._cgroups)
-        readings = {
-            **host_memory_bytes(),
-            "limit": nearest.limit_bytes,
-            "left": nearest.left_bytes,
-            **{kind: read() for kind, read in self._readings.items()},
-        }
-        for kind, size_bytes in readings.items():
+        for kind, size_bytes in self.host_bytes().items():
             memory.add_metric((kind, ""), size_bytes)
         if self._device is not None:
-            for kind, size_bytes in self._device.memory_bytes().items():
+            for kind, size_bytes in self.device_bytes().items():
                 memory.add_metric((kind, self._device.label), size_bytes)
             utilization = self._device.utilization_ratio()
             if utilization is not None:

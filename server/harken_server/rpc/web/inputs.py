@@ -92,13 +92,20 @@ def input_of(value: object, name: str, longest: int, left: bool) -> Input:
     Of the ids the first `longest` are kept or, with `left`, the last.
     """
     if isinstance(value, str):
-        return value if _is_text(value) else NotUtf8(name)
+        return checked_text(value, name)
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         return BadValue(name, shown(value), "a text or a list of token ids")
     try:
         return TokenIds(np.array(value[-longest:] if left else value[:longest], np.int64), len(value))
     except OverflowError:
         return BadValue(name, repr(max(value, key=abs)), "a list of token ids")
+
+
+def checked_text(value: object, name: str) -> Input:
+    """The text, or what is wrong with it."""
+    if not isinstance(value, str):
+        return BadValue(name, shown(value), "a text")
+    return value if _is_text(value) else NotUtf8(name)
 
 
 def _is_text(value: str) -> bool:

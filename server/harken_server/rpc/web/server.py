@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from harken_server.attend import Attend
 from harken_server.execution.control import Control
+from harken_server.execution.history import History
 from harken_server.rpc.calls import REQUEST_ID
 from harken_server.rpc.web.attend import AttendPage
 from harken_server.rpc.web.connection import HEAD_S, Connection
@@ -25,6 +26,7 @@ from harken_server.rpc.web.embed import Embed
 from harken_server.rpc.web.exchange import Exchanges, given
 from harken_server.rpc.web.oip import Oip
 from harken_server.rpc.web.openai import OpenAi
+from harken_server.rpc.web.studio.routes import routes as studio_routes
 from harken_server.settings import Settings
 
 _IDLE_S: Final = 75
@@ -35,11 +37,18 @@ class Web:
     """Serves over HTTP on the running event loop."""
 
     def __init__(
-        self, exchanges: Exchanges, door: Attend, control: Control, settings: Settings, tls: ssl.SSLContext | None
+        self,
+        exchanges: Exchanges,
+        door: Attend,
+        control: Control,
+        history: History,
+        settings: Settings,
+        tls: ssl.SSLContext | None,
     ) -> None:
         """`tls`: None is plain text."""
         self._exchanges: Final = exchanges
         self._door: Final = door
+        self._history: Final = history
         self._settings: Final = settings
         _silence()
         config = uvicorn.Config(
@@ -124,6 +133,7 @@ class Web:
             Route("/v2/repository/models/{name}/unload", oip.unload, methods=["POST"]),
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
+            *(studio_routes(exchanges, self._history) if self._settings.studio else ()),
         ]
         app = Starlette(routes=routes, exception_handlers={404: self._no_route, 405: self._no_route})
         # A redirect would be an answer in nobody's form, and clients lose their body on it.
@@ -135,11 +145,8 @@ class Web:
 
     async def _readyz(self, request: Request) -> Response:
         service = self._exchanges.service
-        state: str = service.state
         ready = service.ready
-        if state == "serving" and not ready:
-            state = "draining" if service.leaving else "stalled"
-        said = "ok\n" if ready else f"{state}\n"
+        said = "ok\n" if ready else f"{service.condition}\n"
         return Response(said, 200 if ready else 503, self._named(request), media_type="text/plain")
 
     async def _no_route(self, request: Request, error: Exception) -> Response:

@@ -1,0 +1,1 @@
+"""The studio: a page on the HTTP port that shows what the models make of texts, and the server at work."""

@@ -1,0 +1,112 @@
+// The view of attention: which tokens of a text look at which, by layer and head.
+
+import { told } from "./api.js";
+import { map, summary } from "./attend.js";
+import { $, say } from "./dom.js";
+import { heatMap } from "./heatmap.js";
+import { showHeads } from "./heads.js";
+import { offerModels } from "./models.js";
+import { many } from "./numbers.js";
+import { startPair } from "./pair.js";
+import { startWords } from "./words.js";
+
+const EXAMPLE = "The animal didn't cross the street because it was too tired.";
+
+export function startAttention() {
+  const said = $("attention-said");
+  const showPair = startPair();
+  const words = startWords();
+  const drawMap = heatMap($("map"), $("map-point"), "Attention map", (row) => words.point(row));
+  let going = null;
+  let asked = null;
+  let maps = new Map();
+  let entered = false;
+
+  async function look() {
+    going?.abort();
+    const { signal } = (going = new AbortController());
+    const [text, other] = [$("attention-input").value.toWellFormed().trim(), $("attention-other").value.toWellFormed().trim()];
+    if (!text) {
+      $("attention-results").hidden = true;
+      say(said, "There is no text yet: type one.");
+      return;
+    }
+    say(said, "Asking for the attention …");
+    try {
+      const found = await summary($("attention-model").value, text, other, signal);
+      asked = { text, found };
+      maps = new Map();
+      $("attention-results").hidden = false;
+      showPair(found);
+      showHeads(found, (chosen) => choose(chosen));
+      await choose({ layer: 0, head: 0 });
+    } catch (error) {
+      if (!signal.aborted) {
+        $("attention-results").hidden = true;
+        say(said, told(error), true);
+      }
+    }
+  }
+
+  async function choose(chosen) {
+    const { text, found } = asked;
+    const name = JSON.stringify(chosen);
+    const { signal } = going;
+    try {
+      if (!maps.has(name)) maps.set(name, await map(found.model, text, chosen, signal));
+    } catch (error) {
+      if (!signal.aborted) say(said, told(error), true);
+      return;
+    }
+    // Another one may have been chosen while this one was on its way.
+    if (signal.aborted || chosenNow() !== name) return;
+    const values = maps.get(name);
+    const { tokens } = found;
+    say(said, sentence(found));
+    words.show(tokens, values, chosen.head === undefined ? means(values) : found.received[chosen.layer][chosen.head]);
+    drawMap({ values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i + 1}) to “${tokens[j]}” (${j + 1}): ${values[i][j].toFixed(4)}` });
+  }
+
+  $("attention-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    look();
+  });
+  $("attention-input").value = EXAMPLE;
+
+  return {
+    /** Look into this text. */
+    show(text, model) {
+      $("attention-input").value = text;
+      $("attention-other").value = "";
+      $("attention-model").value = model;
+      entered = false;
+    },
+    async enter() {
+      try {
+        await offerModels($("attention-model"), $("attention-model-row"));
+      } catch (error) {
+        say(said, told(error), true);
+        return;
+      }
+      if (!entered) look();
+      entered = true;
+    },
+    leave() {},
+  };
+}
+
+/** What the picker of heads says is chosen, as `choose` is told it. */
+function chosenNow() {
+  const radios = [...document.querySelectorAll("#heads input")];
+  return radios.find((radio) => radio.checked)?.dataset.chosen;
+}
+
+function sentence({ tokens, truncated, otherTruncated, layers, heads, model }) {
+  const cut = truncated || otherTruncated ? "; what is longer than the model is cut off" : "";
+  return `${many(tokens.length, "token")}, ${many(layers, "layer")} of ${many(heads, "head")}, by ${model}${cut}.`;
+}
+
+/** Of each column. */
+function means(values) {
+  return values[0].map((_, column) => values.reduce((sum, row) => sum + row[column], 0) / values.length);
+}

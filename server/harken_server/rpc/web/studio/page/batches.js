@@ -1,0 +1,132 @@
+// The last batches, drawn: as wide as they were padded, a line for each sequence.
+
+import { $, colours, make, redrawn, say, surface } from "./dom.js";
+import { count, many, percent, seconds } from "./numbers.js";
+
+const KEPT = 48;
+const HEIGHT = 110;
+const GAP = 6;
+const MOST_ROW = 10;
+
+export function startBatches() {
+  let batches = [];
+  let lanes = new Map();
+
+  function show(news) {
+    if (news === null) {
+      $("batches").replaceChildren(make("p", {}, "None are kept: the server's setting debug_batches is 0."));
+      return;
+    }
+    if (!news.length && lanes.size) return;
+    batches = [...batches, ...news].slice(-KEPT);
+    for (const { lane } of batches) if (!lanes.has(lane)) lanes.set(lane, makeLane(lane));
+    if (!lanes.size) {
+      $("batches").replaceChildren(make("p", {}, "No batch has run yet: compare some texts, or start a load."));
+      return;
+    }
+    const inOrder = [...lanes.keys()].sort();
+    if ($("batches").children.length !== lanes.size || !$("batches").querySelector("canvas")) {
+      $("batches").replaceChildren(...inOrder.map((lane) => lanes.get(lane).row));
+    }
+    draw();
+    $("batches-rows").replaceChildren(...batches.toReversed().map(row));
+  }
+
+  function draw() {
+    // One scale for all, so that they can be compared.
+    const longest = Math.max(...batches.map((batch) => batch.padded_length), 1);
+    const most = Math.max(...batches.map((batch) => batch.lengths.length), 1);
+    for (const [lane, { canvas, drawn }] of lanes) {
+      drawn.length = 0;
+      drawn.push(...drawLane(canvas, batches.filter((batch) => batch.lane === lane).toReversed(), longest, most));
+    }
+    say($("batches-scale"), `The longest here has ${many(longest, "token")}, the largest ${many(most, "sequence")}.`);
+  }
+
+  redrawn(() => batches.length && draw());
+  return {
+    show,
+    newest: () => batches.at(-1)?.number ?? 0,
+    forget() {
+      batches = [];
+      lanes = new Map();
+      $("batches").replaceChildren();
+    },
+  };
+}
+
+function makeLane(lane) {
+  const name = lane === "wide" ? "wide" : `lane ${lane}`;
+  const drawn = [];
+  let at = -1;
+  const canvas = make("canvas", { tabindex: "0", role: "img", "aria-label": `Batches of ${name}, drawn. The arrow keys tell each; the table below has all.` });
+  const tell = (index) => {
+    at = index;
+    if (drawn[index]) say($("batches-point"), described(drawn[index].batch));
+  };
+  canvas.addEventListener("pointermove", ({ offsetX }) => tell(drawn.findIndex(({ left, right }) => offsetX >= left && offsetX <= right)));
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    tell(Math.min(Math.max(at + step, 0), drawn.length - 1));
+  });
+  return { row: make("div", { class: "lane" }, make("span", {}, name), canvas), canvas, drawn };
+}
+
+/** Where each batch that found room stands. */
+function drawLane(canvas, batches, longest, most) {
+  const [context, width] = surface(canvas, HEIGHT);
+  const colour = colours();
+  const widest = Math.min(Math.max(width / 4, 60), 220);
+  const line = Math.min((HEIGHT - 4) / most, MOST_ROW);
+  const hatch = hatched(context, colour("padding"));
+  const drawn = [];
+  let left = 1;
+  for (const batch of batches) {
+    const span = Math.max((batch.padded_length / longest) * widest, 4);
+    if (left + span > width) break;
+    const top = (HEIGHT - line * batch.lengths.length) / 2;
+    batch.lengths.forEach((length, index) => {
+      const filled = (length / batch.padded_length) * span;
+      const y = top + index * line;
+      const high = Math.max(line - (line > 3 ? 1 : 0), 0.75);
+      context.fillStyle = colour("accent");
+      context.fillRect(left, y, filled, high);
+      context.fillStyle = hatch;
+      context.fillRect(left + filled, y, span - filled, high);
+    });
+    context.strokeStyle = colour(batch.failed ? "bad" : "edge");
+    context.strokeRect(left - 0.5, top - 0.5, span + 1, line * batch.lengths.length + 1);
+    drawn.push({ left, right: left + span, batch });
+    left += span + GAP;
+  }
+  return drawn;
+}
+
+/** Stripes: padding is told from tokens without colours, too. */
+function hatched(context, colour) {
+  const tile = new OffscreenCanvas(4, 4);
+  const pen = tile.getContext("2d");
+  pen.strokeStyle = colour;
+  pen.lineWidth = 1.2;
+  for (const start of [-4, 0, 4]) {
+    pen.moveTo(start, 4);
+    pen.lineTo(start + 4, 0);
+  }
+  pen.stroke();
+  return context.createPattern(tile, "repeat");
+}
+
+const padded = ({ sequences, padded_length: length, real_tokens: real }) => 1 - real / (sequences * length);
+
+function described(batch) {
+  const failed = batch.failed ? `, ${count(batch.failed)} failed` : "";
+  return `Batch ${batch.number}: ${many(batch.sequences, "sequence")} padded to ${many(batch.padded_length, "token")}, ` +
+    `${percent(padded(batch))} padding, ${seconds(batch.lane_s)}${failed}. Why no more joined: ${batch.why}.`;
+}
+
+function row(batch) {
+  const cells = [batch.number, batch.lane, batch.sequences, batch.padded_length, percent(padded(batch)), seconds(batch.lane_s), batch.why];
+  return make("tr", {}, ...cells.map((cell) => make("td", {}, String(cell))));
+}

@@ -1,5 +1,6 @@
 """Debian's Chromium, driven by playwright."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +29,10 @@ class Opened:
 
     def compare(self, *texts: str) -> None:
         """Type texts, one a line, and wait for what the page makes of them."""
+        # The examples are compared first.
+        self.done("#texts-said")
         self.page.fill("#texts-input", "\n".join(texts))
-        self.page.click("text=Compare")
+        self.page.click("#texts-form [type=submit]")
         self.done("#texts-said")
 
     def done(self, said: str) -> None:
@@ -68,7 +71,7 @@ class Browsing:
         self, server: RunningServer, view: str = "texts", *, size: tuple[int, int] = DESKTOP, dark: bool = False,
         axe: bool = False, forgiven: str = "", **context: Any,
     ) -> Iterator[Opened]:  # fmt: skip
-        """Open a view. `axe` lets its script in; `forgiven` is in the console errors that the test itself makes."""
+        """Open a view. `axe` lets its script in; the pattern `forgiven` is of errors of the test's own making."""
         home = f"http://127.0.0.1:{server.http_port}"
         held = self._browser.new_context(
             viewport={"width": size[0], "height": size[1]},
@@ -82,16 +85,22 @@ class Browsing:
         opened = Opened(page)
 
         def on_console(message: Any) -> None:
-            if message.type in ("error", "warning") and not (forgiven and forgiven in message.text):
+            if message.type in ("error", "warning") and not (forgiven and re.search(forgiven, message.text)):
                 opened.wrong.append(f"{message.type}: {message.text}")
 
         def on_request(request: Any) -> None:
             if not request.url.startswith((home, "data:")):
                 opened.wrong.append(f"asked {request.url}")
 
+        def on_failed(request: Any) -> None:
+            # What the policy stops has not left.
+            if request.failure == "csp":
+                opened.wrong.remove(f"asked {request.url}")
+
         page.on("console", on_console)
         page.on("pageerror", lambda error: opened.wrong.append(f"thrown: {error}"))
         page.on("request", on_request)
+        page.on("requestfailed", on_failed)
         page.goto(f"{home}/#{view}")
         try:
             yield opened

@@ -126,7 +126,7 @@ def test_it_can_be_paused_and_asks_only_while_it_is_seen(studio: RunningServer, 
 
 def test_where_nothing_runs_and_where_no_batches_are_kept_it_says_so(tiny_models: Path, opened: Open) -> None:
     with running_server(tiny_models, "--studio") as server:
-        assert "No batch has run yet" in batches_of(opened(server, "live"))
+        assert "No batch has run yet" in batches_of(opened(server, "live", forgiven="ERR_"))
     with running_server(tiny_models, "--studio", "--debug-batches", "0") as server:
         assert "debug_batches is 0" in batches_of(opened(server, "live"))
 
@@ -152,7 +152,7 @@ def test_a_server_that_goes_away_is_said_to_and_its_return_is_noticed(
         picture(one, "live-away")
         assert one.page.locator("#live-figures").is_visible()
         one.page.click("nav >> text=Texts")
-        one.page.click("text=Compare")
+        one.page.click("#texts-form [type=submit]")
         one.says("#texts-said", "does not answer")
         one.page.click("nav >> text=Live")
         server.wait_exit()
@@ -203,7 +203,7 @@ def test_whoever_gives_no_key_is_told_what_the_server_says(tiny_models: Path, tm
     keys = KeyFile(tmp_path / "keys.toml")
     keys.write(plain="")
     with running_server(tiny_models, "--studio", *keys.options) as server:
-        one = opened(server, "live", forgiven="401 (Unauthorized)")
+        one = opened(server, "live", forgiven="401 .Unauthorized")
         one.page.wait_for_selector("#key[open]")
         one.page.keyboard.press("Escape")
         one.says("#live-said", "an API key is needed")

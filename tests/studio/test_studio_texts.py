@@ -106,7 +106,7 @@ def test_the_servers_error_is_shown_with_its_field_and_limit(minilm_models: Path
     with running_server(
         minilm_models, "--studio", "--warmup-s", "0.5", "--max-inputs", "9", "--max-text-bytes", "100"
     ) as server:
-        one = opened(server, forgiven="400 (Bad Request)")
+        one = opened(server, forgiven="400 .Bad Request")
         one.done("#texts-said")
         one.compare(*"abcdefghij")
         assert one.text("#texts-said") == "The server refuses: texts: has 10 elements, over the limit of 9"

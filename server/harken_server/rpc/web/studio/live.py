@@ -4,6 +4,7 @@ It tells no more than /metrics and ExplainBatches do, and asks for an admin's ke
 """
 
 import re
+import secrets
 from typing import Any, Final
 
 from prometheus_client import Gauge
@@ -29,6 +30,8 @@ class Live:
     def __init__(self, exchanges: Exchanges, history: History) -> None:
         self._exchanges: Final = exchanges
         self._history: Final = history
+        # Counts and numbers begin anew with each process.
+        self._run: Final = secrets.token_hex(8)
 
     async def live(self, request: Request) -> ASGIApp:
         """GET /studio/live, with `after`: the number of the last batch that the caller has."""
@@ -51,6 +54,7 @@ class Live:
         stages = metrics.stage_duration.items()
         new = [batch for batch in self._history.last(MOST_BATCHES) if batch.number > after]
         return {
+            "run": self._run,
             "time_s": now_s,
             "condition": self._exchanges.service.condition,
             "finished": _by(metrics.finished, 1),

@@ -24,20 +24,19 @@ export function startLive() {
     clearTimeout(timer);
     let again = true;
     try {
-      const now = await get(`/studio/live?after=${batches.newest()}`);
-      // Another process has begun to count anew.
-      if (samples.length && now.time_s < samples.at(-1).time_s) restart();
+      let now = await get(`/studio/live?after=${batches.newest()}`);
+      if (samples.length && now.run !== samples[0].run) {
+        // Another process, which counts anew.
+        samples = [];
+        batches.forget();
+        now = await get("/studio/live");
+      }
       samples = [...samples, now].slice(-KEPT);
       if (going && !paused) show(now);
     } catch (error) {
       again = refused(error);
     }
     if (going && !paused && again) timer = setTimeout(look, EVERY_MS);
-  }
-
-  function restart() {
-    samples = [];
-    batches.forget();
   }
 
   function refused(error) {

@@ -4,7 +4,7 @@ import { told } from "./api.js";
 import { map, summary } from "./attend.js";
 import { $, say } from "./dom.js";
 import { heatMap } from "./heatmap.js";
-import { showHeads } from "./heads.js";
+import { nameOf, showHeads } from "./heads.js";
 import { offerModels } from "./models.js";
 import { many } from "./numbers.js";
 import { startPair } from "./pair.js";
@@ -16,11 +16,12 @@ export function startAttention() {
   const said = $("attention-said");
   const showPair = startPair();
   const words = startWords();
-  const drawMap = heatMap($("map"), $("map-point"), "Attention map", (row) => words.point(row));
+  const drawMap = heatMap($("map"), $("map-point"), (row) => words.point(row));
   let going = null;
   let asked = null;
   let maps = new Map();
   let entered = false;
+  let wanted;
 
   async function look() {
     going?.abort();
@@ -64,7 +65,8 @@ export function startAttention() {
     const { tokens } = found;
     say(said, sentence(found));
     words.show(tokens, values, chosen.head === undefined ? means(values) : found.received[chosen.layer][chosen.head]);
-    drawMap({ values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i + 1}) to “${tokens[j]}” (${j + 1}): ${values[i][j].toFixed(4)}` });
+    say($("map-of"), nameOf(chosen));
+    drawMap({ title: `Attention, ${nameOf(chosen)}`, values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i + 1}) to “${tokens[j]}” (${j + 1}): ${values[i][j].toFixed(4)}` });
   }
 
   $("attention-form").addEventListener("submit", (event) => {
@@ -78,12 +80,13 @@ export function startAttention() {
     show(text, model) {
       $("attention-input").value = text;
       $("attention-other").value = "";
-      $("attention-model").value = model;
+      wanted = model;
       entered = false;
     },
     async enter() {
       try {
-        await offerModels($("attention-model"), $("attention-model-row"));
+        await offerModels($("attention-model"), $("attention-model-row"), wanted);
+        wanted = undefined;
       } catch (error) {
         say(said, told(error), true);
         return;

@@ -4,9 +4,10 @@ import { $, colours, make, redrawn, say, surface } from "./dom.js";
 import { count, many, percent, seconds } from "./numbers.js";
 
 const KEPT = 48;
-const HEIGHT = 110;
+const MOST_HEIGHT = 110;
+const LEAST_HEIGHT = 28;
+const MOST_LINE = 10;
 const GAP = 6;
-const MOST_ROW = 10;
 
 export function startBatches() {
   let batches = [];
@@ -64,7 +65,9 @@ function makeLane(lane) {
     at = index;
     if (drawn[index]) say($("batches-point"), described(drawn[index].batch));
   };
-  canvas.addEventListener("pointermove", ({ offsetX }) => tell(drawn.findIndex(({ left, right }) => offsetX >= left && offsetX <= right)));
+  for (const event of ["pointermove", "pointerdown"]) {
+    canvas.addEventListener(event, ({ offsetX }) => tell(drawn.findIndex(({ left, right }) => offsetX >= left && offsetX <= right)));
+  }
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
@@ -76,17 +79,19 @@ function makeLane(lane) {
 
 /** Where each batch that found room stands. */
 function drawLane(canvas, batches, longest, most) {
-  const [context, width] = surface(canvas, HEIGHT);
+  const line = Math.min((MOST_HEIGHT - 4) / most, MOST_LINE);
+  const height = Math.max(line * most + 4, LEAST_HEIGHT);
+  canvas.style.height = `${height}px`;
+  const [context, width] = surface(canvas, height);
   const colour = colours();
   const widest = Math.min(Math.max(width / 4, 60), 220);
-  const line = Math.min((HEIGHT - 4) / most, MOST_ROW);
   const hatch = hatched(context, colour("padding"));
   const drawn = [];
   let left = 1;
   for (const batch of batches) {
     const span = Math.max((batch.padded_length / longest) * widest, 4);
     if (left + span > width) break;
-    const top = (HEIGHT - line * batch.lengths.length) / 2;
+    const top = (height - line * batch.lengths.length) / 2;
     batch.lengths.forEach((length, index) => {
       const filled = (length / batch.padded_length) * span;
       const y = top + index * line;

@@ -2,9 +2,10 @@
 
 import { colours, redrawn, say, surface } from "./dom.js";
 
-const MOST_CELL = 30;
+const MOST_CELL = 40;
 const LEAST_LABELLED = 11;
-const GUTTER = 92;
+const MOST_GUTTER = 92;
+const CHARACTER = 7.5;
 const SMALL = 0.6;
 
 const STEPS = {
@@ -12,14 +13,16 @@ const STEPS = {
   PageUp: [-10, 0], PageDown: [10, 0], Home: [0, -Infinity], End: [0, Infinity],
 };
 
-/** A function that shows {values: [rows][columns], rows, columns (their labels), describe(i, j)}.
+/** A function that shows {title, values: [rows][columns], rows, columns (their labels), describe(i, j)}.
  *
  * `said` is told what is under the pointer or the cursor; `onRow(i)` which row that is.
  */
-export function heatMap(canvas, said, label, onRow = () => {}) {
+export function heatMap(canvas, said, onRow = () => {}) {
   let shown = null;
   let at = null;
   let place = null;
+  // Painted once: a long text has a quarter of a million cells.
+  let image = null;
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-roledescription", "heat map");
@@ -27,9 +30,11 @@ export function heatMap(canvas, said, label, onRow = () => {}) {
   function draw() {
     if (!shown) return;
     const { values, rows, columns } = shown;
-    let cell = Math.min((canvas.clientWidth - GUTTER) / columns.length, MOST_CELL);
+    const longest = Math.max(...[...rows, ...columns].map((word) => word.length));
+    let gutter = Math.min(longest * CHARACTER + 8, MOST_GUTTER);
+    let cell = Math.min((canvas.clientWidth - gutter) / columns.length, MOST_CELL);
     const labelled = cell >= LEAST_LABELLED;
-    const gutter = labelled ? GUTTER : 0;
+    if (!labelled) gutter = 0;
     if (!labelled) cell = Math.min(canvas.clientWidth / columns.length, MOST_CELL);
     const height = gutter + cell * rows.length;
     canvas.style.height = `${height}px`;
@@ -37,7 +42,8 @@ export function heatMap(canvas, said, label, onRow = () => {}) {
     const colour = colours();
     place = { cell, gutter };
     context.imageSmoothingEnabled = false;
-    context.drawImage(painted(values, colour), gutter, gutter, cell * columns.length, cell * rows.length);
+    image ??= painted(values, colour);
+    context.drawImage(image, gutter, gutter, cell * columns.length, cell * rows.length);
     context.strokeStyle = colour("line");
     context.strokeRect(gutter, gutter, cell * columns.length, cell * rows.length);
     if (labelled) labels(context, shown, place, colour("ink"));
@@ -58,12 +64,16 @@ export function heatMap(canvas, said, label, onRow = () => {}) {
     draw();
   }
 
-  canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
+  function point({ offsetX, offsetY }) {
     if (!shown) return;
     const i = Math.floor((offsetY - place.gutter) / place.cell);
     const j = Math.floor((offsetX - place.gutter) / place.cell);
     if (i >= 0 && j >= 0 && i < shown.rows.length && j < shown.columns.length) go(i, j);
-  });
+  }
+
+  canvas.addEventListener("pointermove", point);
+  // A finger that taps does not move.
+  canvas.addEventListener("pointerdown", point);
   canvas.addEventListener("keydown", (event) => {
     const step = STEPS[event.key];
     if (!step || !shown) return;
@@ -72,13 +82,17 @@ export function heatMap(canvas, said, label, onRow = () => {}) {
     go(i + step[0], j + step[1]);
   });
   canvas.addEventListener("focus", () => shown && !at && go(0, 0));
-  redrawn(draw);
+  redrawn(() => {
+    image = null;
+    draw();
+  });
 
   return (now) => {
     shown = now;
     at = null;
+    image = null;
     say(said, "");
-    canvas.setAttribute("aria-label", `${label}: ${now.rows.length} rows, ${now.columns.length} columns. The arrow keys tell each cell.`);
+    canvas.setAttribute("aria-label", `${now.title}: ${now.rows.length} rows, ${now.columns.length} columns. The arrow keys tell each cell.`);
     draw();
   };
 }

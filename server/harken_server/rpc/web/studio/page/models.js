@@ -17,11 +17,10 @@ export function models() {
   return asked;
 }
 
-/** Let a choice be made where there is one. */
-export async function offerModels(select, row) {
+/** Let a choice be made where there is one; `wanted` is chosen if it is served. */
+export async function offerModels(select, row, wanted = select.value) {
   const names = await models();
-  const chosen = select.value;
   select.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
-  if (names.includes(chosen)) select.value = chosen;
+  if (names.includes(wanted)) select.value = wanted;
   row.hidden = names.length < 2;
 }

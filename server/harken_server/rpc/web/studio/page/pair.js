@@ -7,14 +7,14 @@ const MOST = 12;
 
 /** A function that shows the pair of a summary, or hides its place where there is none. */
 export function startPair() {
-  const draw = heatMap($("pair-map"), $("pair-point"), "What the tokens of two texts add to their similarity");
+  const draw = heatMap($("pair-map"), $("pair-point"));
   return ({ tokens, otherTokens, contributions, similarity }) => {
     $("pair").hidden = !contributions;
     if (!contributions) return;
     const told = (i, j) => `“${tokens[i]}” and “${otherTokens[j]}”: ${contributions[i][j].toFixed(4)}`;
     say($("pair-said"), `Their cosine is ${similarity.toFixed(3)}. Each cell is what a token of the first (rows) and one of the second (columns) add to it; together they are the cosine.`);
-    draw({ values: contributions, rows: tokens, columns: otherTokens, describe: told });
-    const pairs = contributions.flatMap((row, i) => row.map((value, j) => ({ value, i, j })));
+    draw({ title: "What the tokens of two texts add to their similarity", values: contributions, rows: tokens, columns: otherTokens, describe: told });
+    const pairs = contributions.flatMap((row, i) => Array.from(row, (value, j) => ({ value, i, j })));
     pairs.sort((left, right) => right.value - left.value);
     $("pair-top").replaceChildren(...pairs.slice(0, MOST).map(({ value, i, j }) =>
       make("li", {}, make("bdi", {}, tokens[i]), " and ", make("bdi", {}, otherTokens[j]), ` ${value.toFixed(4)}`)));

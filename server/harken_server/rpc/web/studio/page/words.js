@@ -51,7 +51,7 @@ export function startWords() {
     const drawn = order.slice(0, MOST_ARCS).filter((target) => target !== at && map[at][target] >= LEAST_ARC);
     arcs.replaceChildren(...drawn.map((target) => {
       const [toX, toY] = middle(target);
-      const above = Math.min(y, toY) - Math.min(10 + Math.abs(toX - x) / 6, 34);
+      const above = Math.min(y, toY) - Math.min(10 + Math.abs(toX - x) / 6, 42);
       return makeSvg("path", { d: `M${x},${y} C${x},${above} ${toX},${above} ${toX},${toY}`, "stroke-width": 1 + 5 * map[at][target], opacity: 0.35 + 0.6 * map[at][target] });
     }));
   }
@@ -85,5 +85,5 @@ export function startWords() {
 
 /** Indices by weight; of equals the earlier one first. */
 export function strongest(weights) {
-  return weights.map((_, index) => index).sort((left, right) => weights[right] - weights[left] || left - right);
+  return Array.from(weights, (_, index) => index).sort((left, right) => weights[right] - weights[left] || left - right);
 }

@@ -18,6 +18,7 @@ from harken_server.errors import ModelNotFound
 from harken_server.execution.attention import AttendBudget, attention_key
 from harken_server.execution.control import Entry
 from harken_server.execution.engine import SENTENCE, TOKENS
+from harken_server.execution.history import History
 from harken_server.execution.keys import Keys
 from harken_server.execution.pending import Pending
 from harken_server.execution.reductions import ATTENTIONS
@@ -89,7 +90,7 @@ class Edges:
         self.encode_stream: Final = encoder.encode_stream
         self.infer_stream: Final = inference.model_stream_infer
         exchanges = Exchanges(self.service, self._calls, MOST_BYTES, 60.0)
-        web = Web(exchanges, attend, control, load(["--models", "."], {}), None)
+        web = Web(exchanges, attend, control, History(4), load(["--models", ".", "--studio"], {}), None)
         self.config: Final = web._server.config
         self.config.load()
 

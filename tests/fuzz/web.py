@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 _POSTS: Final = (
     "/v1/embeddings", "/embed", "/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer", "/v2/repository/index",
     "/v2/repository/models/tiny/load", "/v2/repository/models/tiny/unload", "/v1/attend",
+    "/studio/tokens",
 )  # fmt: skip
 _RIGHT: Final[Sequence[tuple[str, Any]]] = (
     ("/v1/embeddings", {"model": "tiny", "input": ["a", [1, 2]], "encoding_format": "base64", "dimensions": 4}),
@@ -52,6 +53,7 @@ _RIGHT: Final[Sequence[tuple[str, Any]]] = (
             "encoding_format": "base64",
         },
     ),
+    ("/studio/tokens", {"model": "tiny", "texts": ["a b", "c"]}),
 )
 _STATUSES: Final = (200, 400, 401, 404, 413, 422, 429)
 

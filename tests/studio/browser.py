@@ -13,6 +13,8 @@ from support.tools import missing
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 WAIT_S = 30.0
+QUICK = ("--studio", "--warmup-s", "0.5", "--lanes", "1", "--no-wide-lane")
+"""Options of a server that is there for one test."""
 
 
 @dataclass

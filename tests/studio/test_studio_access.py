@@ -53,7 +53,7 @@ def test_axe_would_find_something(studio: RunningServer, opened: Open) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_has_its_landmarks_one_heading_and_its_place_in_the_address(
+def test_a_view_has_its_landmarks_one_heading_its_place_in_the_address_and_no_motion_where_none_is_wanted(
     studio: RunningServer, opened: Open, view: str
 ) -> None:
     one = opened(studio, view)
@@ -63,20 +63,14 @@ def test_a_view_has_its_landmarks_one_heading_and_its_place_in_the_address(
     )
     assert one.page.locator("h1:visible").all_inner_texts() == [view.title()]
     assert one.page.locator("nav [aria-current=page]").all_inner_texts() == [view.title()]
+    still = "(style => style.transitionDuration === '0s' && style.animationName === 'none')(getComputedStyle(one))"
+    assert one.page.evaluate(f"[...document.querySelectorAll('*')].every(one => {still})")
     # Back is back.
     other = "texts" if view == "live" else "live"
     one.page.click(f"nav >> text={other.title()}")
     one.until(f"!document.querySelector('#view-{other}').hidden")
     one.page.go_back()
     one.until(f"!document.querySelector('#view-{view}').hidden")
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_nothing_moves_for_whoever_wants_no_motion(studio: RunningServer, opened: Open, view: str) -> None:
-    one = opened(studio, view)
-    ready(one, view)
-    still = "(style => style.transitionDuration === '0s' && style.animationName === 'none')(getComputedStyle(one))"
-    assert one.page.evaluate(f"[...document.querySelectorAll('*')].every(one => {still})")
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -8,10 +8,24 @@ from shutil import copytree
 import numpy as np
 import pytest
 from harken_client import Client
-from studio.browser import PHONE, Open, Opened
+from harken_client.attention import Attention
+from studio.browser import PHONE, QUICK, Open, Opened
 from support.server import RunningServer, running_server
 
 TEXT = "The animal didn't cross the street because it was too tired."
+
+
+def attended(server: RunningServer) -> tuple[Attention, np.ndarray]:
+    """What the client gets, and its maps."""
+    with Client(server.target) as client:
+        attention = client.attend(TEXT)
+    assert attention.maps is not None
+    return attention, attention.maps
+
+
+def entropy_of(rows: np.ndarray) -> float:
+    """In nats, the mean over the rows."""
+    return float(-(rows * np.log(np.maximum(rows, 1e-30))).sum(axis=1).mean())
 
 
 def look(one: Opened, text: str, other: str = "") -> None:
@@ -36,8 +50,7 @@ def cell(one: Opened) -> tuple[int, int, float]:
 
 
 def test_a_map_is_the_clients_at_each_cell(studio: RunningServer, opened: Open, picture: Callable[..., None]) -> None:
-    with Client(studio.target) as client:
-        truth = client.attend(TEXT)
+    truth, maps = attended(studio)
     one = opened(studio, "attention")
     look(one, TEXT)
     assert one.page.locator("#words button").all_inner_texts() == list(truth.tokens)
@@ -50,21 +63,20 @@ def test_a_map_is_the_clients_at_each_cell(studio: RunningServer, opened: Open, 
         one.until("document.querySelector('#map-point').textContent.includes('(2) to')")
         i, j, weight = cell(one)
         assert (i, j) == (1, 2)
-        assert weight == pytest.approx(float(truth.maps[layer, head, i, j]), abs=6e-5)
+        assert weight == pytest.approx(float(maps[layer, head, i, j]), abs=6e-5)
         one.page.evaluate("document.activeElement.blur()")
-    entropy = one.page.locator("#heads tbody tr").nth(3).locator("input").nth(7).get_attribute("title")
-    assert float(str(entropy).rpartition(" ")[2]) == pytest.approx(float(truth.entropy[3, 7]), abs=0.006)
+    told = one.page.locator("#heads tbody tr").nth(3).locator("input").nth(7).get_attribute("title")
+    assert float(str(told).rpartition(" ")[2]) == pytest.approx(entropy_of(maps[3, 7]), abs=0.006)
     picture(one, "attention")
 
 
 def test_means_and_the_rollout_can_be_chosen(studio: RunningServer, opened: Open) -> None:
-    with Client(studio.target) as client:
-        truth = client.attend(TEXT)
+    truth, maps = attended(studio)
     one = opened(studio, "attention")
     look(one, TEXT)
     for label, values in (
-        ("layer 2, the mean of its heads", truth.maps[1].mean(axis=0)),
-        ("the rollout over all layers", truth.rollout),
+        ("layer 2, the mean of its heads", maps[1].mean(axis=0)),
+        ("the rollout over all layers", np.asarray(truth.rollout)),
     ):
         choose(one, label)
         one.page.locator("#map").focus()
@@ -76,14 +88,13 @@ def test_means_and_the_rollout_can_be_chosen(studio: RunningServer, opened: Open
 def test_a_token_that_is_pointed_at_shows_what_it_attends_to(
     studio: RunningServer, opened: Open, picture: Callable[..., None]
 ) -> None:
-    with Client(studio.target) as client:
-        truth = client.attend(TEXT)
+    truth, maps = attended(studio)
     one = opened(studio, "attention")
     look(one, TEXT)
     choose(one, "layer 1, head 2")
     one.page.locator("#words button").nth(2).hover()
     assert one.text("#words-said") == "“animal” (3) attends most to"
-    row = truth.maps[0, 1, 2]
+    row = maps[0, 1, 2]
     order = np.argsort(-row, kind="stable")[:8]
     told = [item.rpartition(" ") for item in one.page.locator("#words-links li").all_inner_texts()]
     assert [word for word, _, _ in told] == [truth.tokens[index] for index in order]
@@ -146,7 +157,7 @@ def test_a_long_text_is_cut_and_drawn_whole(
 
 
 def test_where_it_is_turned_off_the_page_says_what_the_server_says(minilm_models: Path, opened: Open) -> None:
-    with running_server(minilm_models, "--studio", "--warmup-s", "0.5", "--no-attend") as server:
+    with running_server(minilm_models, *QUICK, "--no-attend") as server:
         one = opened(server, "attention", forgiven="501 .Not Implemented")
         one.says("#attention-said", "The server refuses: turned off by the server's setting attend")
         assert not one.page.locator("#attention-results").is_visible()
@@ -157,7 +168,7 @@ def test_of_several_models_one_is_chosen_and_goes_along(minilm_models: Path, tmp
         copytree(minilm_models / "all-MiniLM-L6-v2" / "1", tmp_path / name / "1")
         manifest = tmp_path / name / "1" / "bundle.json"
         manifest.write_text(manifest.read_text().replace('"all-MiniLM-L6-v2"', f'"{name}"'))
-    with running_server(tmp_path, "--studio", "--warmup-s", "0.5") as server:
+    with running_server(tmp_path, *QUICK) as server:
         one = opened(server)
         one.done("#texts-said")
         assert one.page.locator("#texts-model option").all_inner_texts() == ["first", "second"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harken_client import Client
-from studio.browser import PHONE, Open, Opened
+from studio.browser import PHONE, QUICK, Open, Opened
 from support.server import RunningServer, running_server
 
 TEXTS = ("The cat sleeps.", "A kitten is napping.", "Interest rates rose.", "The central bank raised its rate.")
@@ -103,9 +103,7 @@ def test_no_text_is_no_error_and_blank_lines_may_part_them(studio: RunningServer
 
 
 def test_the_servers_error_is_shown_with_its_field_and_limit(minilm_models: Path, opened: Open) -> None:
-    with running_server(
-        minilm_models, "--studio", "--warmup-s", "0.5", "--max-inputs", "9", "--max-text-bytes", "100"
-    ) as server:
+    with running_server(minilm_models, *QUICK, "--max-inputs", "9", "--max-text-bytes", "100") as server:
         one = opened(server, forgiven="400 .Bad Request")
         one.done("#texts-said")
         one.compare(*"abcdefghij")

@@ -127,7 +127,7 @@ const padded = ({ sequences, padded_length: length, real_tokens: real }) => 1 - 
 
 function described(batch) {
   const failed = batch.failed ? `, ${count(batch.failed)} failed` : "";
-  return `Batch ${batch.number}: ${many(batch.sequences, "sequence")} padded to ${many(batch.padded_length, "token")}, ` +
+  return `Batch ${batch.number} of ${batch.model}: ${many(batch.sequences, "sequence")} padded to ${many(batch.padded_length, "token")}, ` +
     `${percent(padded(batch))} padding, ${seconds(batch.lane_s)}${failed}. Why no more joined: ${batch.why}.`;
 }
 

@@ -37,9 +37,13 @@ export function startBatches() {
     // One scale for all, so that they can be compared.
     const longest = Math.max(...batches.map((batch) => batch.padded_length), 1);
     const most = Math.max(...batches.map((batch) => batch.lengths.length), 1);
-    for (const [lane, { canvas, drawn }] of lanes) {
+    for (const [lane, { row, canvas, drawn, mark }] of lanes) {
+      const own = batches.filter((batch) => batch.lane === lane).toReversed();
+      // One that ran nothing lately, as the wide one under load, takes no room.
+      row.hidden = !own.length;
       drawn.length = 0;
-      drawn.push(...drawLane(canvas, batches.filter((batch) => batch.lane === lane).toReversed(), longest, most));
+      if (own.length) drawn.push(...drawLane(canvas, own, longest, most));
+      mark();
     }
     say($("batches-scale"), `The longest here has ${many(longest, "token")}, the largest ${many(most, "sequence")}.`);
   }
@@ -59,11 +63,22 @@ export function startBatches() {
 function makeLane(lane) {
   const name = lane === "wide" ? "wide" : `lane ${lane}`;
   const drawn = [];
-  let at = -1;
+  // Its number: where it stands changes with each new one.
+  let told = 0;
   const canvas = make("canvas", { tabindex: "0", role: "img", "aria-label": `Batches of ${name}, drawn. The arrow keys tell each; the table below has all.` });
+  /** A line below the batch that is told. */
+  const mark = () => {
+    const [context, bottom] = [canvas.getContext("2d"), canvas.clientHeight - 2];
+    const { left, right } = drawn.find(({ batch }) => batch.number === told) ?? { left: 0, right: 0 };
+    context.clearRect(0, bottom, canvas.clientWidth, 2);
+    context.fillStyle = colours()("warm");
+    context.fillRect(left, bottom, right - left, 2);
+  };
   const tell = (index) => {
-    at = index;
-    if (drawn[index]) say($("batches-point"), described(drawn[index].batch));
+    if (!drawn[index]) return;
+    told = drawn[index].batch.number;
+    say($("batches-point"), described(drawn[index].batch));
+    mark();
   };
   for (const event of ["pointermove", "pointerdown"]) {
     canvas.addEventListener(event, ({ offsetX }) => tell(drawn.findIndex(({ left, right }) => offsetX >= left && offsetX <= right)));
@@ -72,15 +87,16 @@ function makeLane(lane) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
+    const at = drawn.findIndex(({ batch }) => batch.number === told);
     tell(Math.min(Math.max(at + step, 0), drawn.length - 1));
   });
-  return { row: make("div", { class: "lane" }, make("span", {}, name), canvas), canvas, drawn };
+  return { row: make("div", { class: "lane" }, make("span", {}, name), canvas), canvas, drawn, mark };
 }
 
 /** Where each batch that found room stands. */
 function drawLane(canvas, batches, longest, most) {
   const line = Math.min((MOST_HEIGHT - 4) / most, MOST_LINE);
-  const height = Math.max(line * most + 4, LEAST_HEIGHT);
+  const height = Math.max(line * Math.max(...batches.map((batch) => batch.lengths.length)) + 8, LEAST_HEIGHT);
   canvas.style.height = `${height}px`;
   const [context, width] = surface(canvas, height);
   const colour = colours();

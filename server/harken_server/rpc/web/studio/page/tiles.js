@@ -26,7 +26,7 @@ export function makeTiles(place) {
     time(seconds(p50), "p50", `p95 ${seconds(p95)}, p99 ${seconds(p99)}`, lately);
 
     const { sequences: waiting, tokens: waitingTokens, predicted_wait_s: wait_s } = now.backlog;
-    backlog(count(waiting), waiting === 1 ? "sequence waits" : "sequences wait", `${many(waitingTokens, "token")}, predicted wait ${seconds(wait_s)}`,
+    backlog(count(waiting), "waiting", `${many(waitingTokens, "token")}, predicted wait ${seconds(wait_s)}`,
       samples.map((one) => one.backlog.sequences));
 
     refusals(count(rate(refused)), "refused/s", reasons(earlier, now), perSecond(samples, refused));

@@ -93,7 +93,7 @@ def _sum(gauge: Gauge) -> float:
 def _distribution(histogram: Histogram) -> dict[str, Any]:
     """Over all labels; counts[i] fell below bounds[i], and not below the one before. The last one has no bound."""
     counts = [0] * (len(histogram.bounds) + 1)
-    for _, one in histogram.items():
+    for _, one in histogram.items():  # noqa: PERF102 - it is no dict
         counts = [left + right for left, right in zip(counts, one.counts, strict=True)]
     return {"bounds": histogram.bounds, "counts": counts}
 

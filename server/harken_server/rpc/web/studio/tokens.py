@@ -80,6 +80,7 @@ def _options(model: Model, call: Call) -> Options:
         tenant=call.tenant,
         account=call.account,
         flow=call.number,
+        trace=call.trace,
         places=True,
     )
 

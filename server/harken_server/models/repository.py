@@ -1,5 +1,6 @@
 """Which model versions are served, and which one a request means."""
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,8 +108,11 @@ def find_bundles(models: Path, model_name: str) -> list[Found]:
 
     Raises BundleError if there is none.
     """
-    if not models.is_dir():
+    # Of Path's questions some raise where a folder may not be entered, and some are as if it were empty.
+    if not os.path.isdir(models):
         raise BundleError(f"{models}: no such folder; `harken-export minilm --models {models}` makes a first bundle")
+    if not os.access(models, os.R_OK | os.X_OK):
+        raise BundleError(f"{models}: user {os.getuid()}, who runs this server, may not read it")
     if (models / MANIFEST).exists():
         return [Found(models, model_name or name_of(models), 1, alone=True)]
     if model_name:
@@ -120,7 +124,7 @@ def find_bundles(models: Path, model_name: str) -> list[Found]:
     ]
     if not folders:
         raise BundleError(
-            f"{models}: holds no bundle (a folder NAME/VERSION with {MANIFEST}); "
+            f"{models}: holds no bundle that user {os.getuid()} may read (a folder NAME/VERSION with {MANIFEST}); "
             f"`harken-export minilm --models {models}` makes one"
         )
     return sorted(folders, key=lambda found: (found.name, found.version))

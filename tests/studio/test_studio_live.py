@@ -64,6 +64,11 @@ def drawn(one: Opened) -> list[set[str]]:
     return [painted(one, index) for index in range(one.page.locator("#batches canvas").count())]
 
 
+def percentiles_s(one: Opened) -> list[float]:
+    tile = one.page.locator("#tiles > div", has=one.page.get_by_text("Time of a call", exact=True)).inner_text()
+    return [float(value) * (1e-3 if unit == "ms" else 1) for value, unit in re.findall(r"([0-9.]+) (ms|s)\b", tile)]
+
+
 def since_the_start(one: Opened) -> float:
     return float(one.page.locator("#tiles .more").first.inner_text().split()[0].replace(",", ""))
 
@@ -83,7 +88,8 @@ def test_under_load_the_figures_move_and_batches_are_drawn_with_their_padding(
         rate = figure(one, "Answered")
         assert rate > 0
         assert figure(one, "Tokens") > rate
-        assert figure(one, "Time of a call") > 0
+        p50_s, p95_s, p99_s = percentiles_s(one)
+        assert 0 < p50_s <= p95_s <= p99_s
         assert figure(one, "Memory") > 0
         assert one.page.locator("#lanes dt").all_inner_texts()[0] == "lane 0"
         studio.wait_until("a padded batch", lambda: {"accent", "padding"} in drawn(one))

@@ -239,7 +239,7 @@ def test_a_start_that_cannot_be_is_one_line_and_code_two(
         ("loop", "model.onnx: is a link to itself"),
         ("twice", "bundle.json: names a file twice"),
         ("precision", "bundle.json: precision 'fp64' is none of fp32, fp16, int8"),
-        ("architecture", "bundle.json: architecture 'gpt' is not"),
+        ("architecture", "bundle.json: architecture 'gpt' is none of bert, lstm, gru"),
         ("lie", "says hidden_size 31, but its vectors have 32"),
         ("size", "model.onnx: sha256 .* corrupted, or changed after the export"),
         ("key", "bundle.json: not a bundle manifest: .* no field named"),

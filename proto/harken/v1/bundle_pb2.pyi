@@ -73,7 +73,7 @@ class Bundle(_message.Message):
     name: _builtins.str
     version: _builtins.int
     architecture: _builtins.str
-    """"bert"."""
+    """"bert"; of what it is compared with in docs/attention.md, "lstm" or "gru"."""
     layers: _builtins.int
     heads: _builtins.int
     hidden_size: _builtins.int

@@ -13,7 +13,7 @@ LOCK := build/lock/bin/uv --quiet pip compile --python-version 3.11 --python-pla
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test contract deploy-check studio-check chaos soak fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
+.PHONY: help demo serve test contract deploy-check studio-check chaos soak study fuzz bench-limit bench-all lint format proto settings-doc lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ fuzz: .venv/.fuzz ## the edges and the readers of files under atheris (a quarter
 
 soak: .venv/.dev $(if $(MINUTES),,.venv/.bench) model ## mixed calls and swaps: does anything grow? docs/soak.md (half an hour; MINUTES=2 short, no page)
 	@PYTHONPATH=tests $(BIN)/python -m soak.run --models $(MODELS) $(if $(MINUTES),--minutes $(MINUTES),--docs docs)
+
+study: .venv/.bench ## what self-attention buys, measured: docs/attention.md (a quarter of an hour; ONLY=cost,heads some)
+	@$(BIN)/python -m harken_export.study --docs docs $(if $(ONLY),--only $(ONLY))
 
 bench-limit: .venv/.bench model ## every bar of docs/performance.md (25 minutes; ROWS=w1-64,w2-64 some; QUICK=1 short)
 	@$(BENCH).bars --models $(MODELS) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)

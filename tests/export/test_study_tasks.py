@@ -38,12 +38,18 @@ def test_copy_asks_for_the_symbol_exactly_so_many_tokens_before(distance: int, s
     assert (examples.answers < task.alphabet).all()
 
 
-def test_distances_are_let_in_one_after_the_other_and_then_all_are_drawn() -> None:
-    course = Course(distances=(8, 16, 32, 64), steps=400)
-    task = TASKS["copy"]
+def test_the_shortest_distance_comes_alone_then_the_others_one_after_the_other_and_then_all() -> None:
+    course = Course(distances=(8, 16, 32, 64), steps=600)
+    task = TASKS["recall"]
     generator = Generator().manual_seed(0)
-    drawn = [lesson(task, course, step, generator).ids.shape[1] - 8 for step in range(400)]
-    assert set(drawn[:25]) == {8}
-    assert max(drawn[:100]) < 64
-    late = [drawn[200:].count(distance) for distance in course.distances]
-    assert min(late) > 30
+    drawn = [lesson(task, course, step, generator).ids.shape[1] - 8 for step in range(600)]
+    assert set(drawn[:200]) == {0}
+    assert max(drawn[:300]) == 16
+    assert set(drawn[400:]) == {0, 8, 16, 32, 64}
+    assert min(drawn[400:].count(distance) for distance in course.distances) > 20
+
+
+def test_taught_directly_there_is_no_other_distance() -> None:
+    course = Course(distances=(16,), steps=60, gradually=False)
+    drawn = {lesson(TASKS["copy"], course, step, Generator().manual_seed(step)).ids.shape[1] - 8 for step in range(60)}
+    assert drawn == {16}

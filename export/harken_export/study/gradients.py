@@ -21,7 +21,7 @@ MOVES = (
     "View", "Transpose", "Expand", "Permute", "Reshape", "Select", "Slice", "Unbind", "Stack", "Cat", "Clone",
     "TBackward", "Squeeze", "Unsqueeze", "Split", "Chunk", "AsStrided", "ToCopy", "Accumulate",
 )  # fmt: skip
-SEQUENCES, PROBES = 32, 4
+SEQUENCES, PROBES = 8, 4
 
 
 def gradient_by_distance(network: Answering, task: Task, course: Course, seed: int) -> dict[int, list[float]]:

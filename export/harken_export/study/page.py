@@ -69,39 +69,30 @@ def more(name: str, result: Result) -> list[str]:
 
 
 def costs_of_training(result: Result) -> str:
-    """Weights, time and last loss of every kind of run."""
+    """Weights, steps, time and last loss of every kind of network."""
     rows = []
-    for task in result["chance"]:
+    for task, taught in recall.TAUGHT:
         for one in ARCHITECTURES:
-            runs = [run for run in result["runs"] if (run["task"], run["architecture"]) == (task, one)]
+            of = (task, taught, one)
+            runs = [run for run in result["runs"] if (run["task"], run["taught"], run["architecture"]) == of]
             losses = ", ".join(f"{run['loss']:.3f}" for run in runs)
-            seconds = mean(run["cpu_s"] for run in runs)
-            rows.append(
-                [
-                    task,
-                    NAMES[one],
-                    f"{runs[0]['weights']:,}",
-                    f"{result['learning_rates'][one]:g}",
-                    f"{seconds:.0f}",
-                    losses,
-                ]
-            )
-    return table(["task", "network", "weights", "learning rate", "CPU seconds", "last loss of each seed, nats"], rows)
+            seconds = f"{mean(run['cpu_s'] for run in runs):.0f}"
+            rate = f"{result['learning_rates'][one]:g}"
+            rows.append([f"{task}, {taught}", NAMES[one], f"{runs[0]['weights']:,}", rate, f"{runs[0]['steps']}"])
+            rows[-1] += [seconds, losses]
+    head = ["task", "network", "weights", "learning rate", "steps", "CPU seconds, mean", "last loss of each, nats"]
+    return table(head, rows)
 
 
 def of_recall(result: Result) -> Result:
-    course = result["course"]
-    distances = course["distances"]
+    direct = [run for run in result["runs"] if run["taught"] == "directly"]
     return {
-        **course,
+        **result["course"],
         "seeds": ", ".join(map(str, result["seeds"])),
-        "nearest": distances[0],
-        "farthest": distances[-1],
+        "farthest": result["distances"][-1],
+        "direct_steps": direct[0]["steps"],
+        "direct": ", ".join(sorted({distance for run in direct for distance in run["accuracy"]}, key=int)),
     }
-
-
-def recall_claims(result: Result) -> list[Claim]:
-    return [claim for task in result["chance"] for claim in recall.claims(result, task)]
 
 
 HEAD = """# What self-attention buys, measured
@@ -121,22 +112,26 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Result], Result], Callable[[Result
         """
 *Attention reaches every token in one step, however far; a recurrent network has to carry what it may need later
 through each step in between.* Two tasks, whose answers lie a known number of tokens back. **Associative recall**
-(Graves et al. 2014): four pairs of a key and a value, so many random other tokens, then the keys again in another
-order; at each, its value is asked for. Chance is 1/4: one of the values that were seen. **Copy** (Hochreiter and
-Schmidhuber 1997; Arjovsky et al. 2016): eight symbols, blanks, then eight marks, at each of which the symbol
-exactly so many tokens before is asked for.
+(Graves et al. 2014): four tokens, each of which joins a key with a value; so many random other tokens; then the
+keys, in another order, at each of which its value is asked for. Chance is 1/4: one of the values that were seen.
+**Copy** (Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016): eight symbols, blanks, then eight marks, at each of
+which the symbol exactly so many tokens before is asked for.
 
 The attention side is this project's encoder (`model.py`): {layers} layers, {heads} heads, hidden {hidden_size}. The
 others are the same encoder with its layers replaced by one layer of LSTM or GRU, wide enough for as many weights
-(within 2 %, the layer that answers counted). Each learns one task in {steps} steps (Adam, rate up in the first
-twentieth, then down to zero; gradients clipped at 1), all from the same batches in the same order, about
-{batch_tokens} tokens each. Distances from {nearest} to {farthest} are let in one after the other in the first half;
-later each step draws one of them. Then all are examined on {examined_sequences} new sequences for each distance.
-Equal steps are not equal time: the table has both. Seeds {seeds}; the line is their mean, the band goes from the
+(within 2 %, the layer that answers counted; an LSTM's forget gates start open). Each learns one task in as many
+steps (Adam, rate up in the first twentieth, then down to zero; gradients clipped at 1), all from the same batches in
+the same order, about {batch_tokens} tokens each, at most {batch_sequences} sequences. Equal steps are not equal time:
+the table has both.
+
+**Gradually**: {steps} steps, of which the first third has the shortest distance of the task alone (0 and 8), in the
+second third the others up to {farthest} are let in one after the other, in the last all are in, and each step draws
+one. **Directly**: a network for each of the distances {direct}, which sees no other, {direct_steps} steps. Examined on
+{examined_sequences} new sequences for each distance. Seeds {seeds}; the line is their mean, the band goes from the
 worst to the best.
 """,
         of_recall,
-        recall_claims,
+        recall.all_claims,
     ),
     "gradients": (
         "Path length and gradient",

@@ -46,20 +46,20 @@ def by_length(axes: Axes, lengths: Sequence[int], label: str) -> None:
 
 def draw_recall(result: dict[str, Any], svg: Path) -> None:
     """Accuracy by distance: the mean of the seeds, and from the worst to the best of them."""
-    claims = [claim for task in result["chance"] for claim in recall.claims(result, task)]
-    figure = drawing(3.4, claims)
-    for axes, (task, chance) in zip(figure.subplots(1, 2, sharey=True), result["chance"].items(), strict=True):
+    claims = recall.all_claims(result)
+    figure = drawing(3.2, claims)
+    for axes, (task, taught) in zip(figure.subplots(1, len(recall.TAUGHT), sharey=True), recall.TAUGHT, strict=True):
         for name in ARCHITECTURES:
-            found = recall.accuracies(result, task, name)
+            found = recall.accuracies(result, task, taught, name)
             axes.plot(list(found), [mean(shares) for shares in found.values()], **style(name))
             low, high = ([end(shares) for shares in found.values()] for end in (min, max))
             axes.fill_between(list(found), low, high, color=COLORS[name], alpha=0.15, linewidth=0)
-        axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
+        axes.axhline(result["chance"][task], color="black", linestyle=":", linewidth=1, label="chance")
         by_length(axes, result["distances"], "distance, tokens")
-        axes.set_title({"recall": "associative recall", "copy": "copy"}[task])
+        axes.set_title({"recall": "associative recall", "copy": "copy"}[task] + f", taught {taught}", fontsize=9)
         axes.set_ylim(0, 1.03)
     figure.axes[0].set_ylabel("right answers")
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8, loc="lower left")
     save(figure, claims, svg)
 
 

@@ -2,7 +2,7 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from statistics import mean
 from typing import Any
@@ -12,26 +12,44 @@ import torch
 from .claims import Claim
 from .gradients import gradient_by_distance, path_lengths
 from .tasks import TASKS, Copy
-from .training import ARCHITECTURES, LEARNING_RATES, Architecture, Course, make_network, parameters, train
+from .training import ARCHITECTURES, LEARNING_RATES, NAMES, Architecture, Course, make_network, parameters, train
 
 LEARNED, LOST = 0.95, 0.9
 
+# (task, how it is taught). Directly: at one distance alone from the first step on, a network for each of DIRECT.
+TAUGHT = (("recall", "gradually"), ("copy", "gradually"), ("copy", "directly"))
+DIRECT_EVERY = 2
+"""Every second distance."""
+DIRECT_SHARE = 0.25
+"""Of the steps: the one distance is all that they are spent on."""
 
-def one_run(architecture: Architecture, task_name: str, seed: int, course: Course) -> dict[str, Any]:
-    """Train and examine one network; on the copy task also its gradients, before and after."""
+
+def courses(course: Course, taught: str) -> list[Course]:
+    """What the networks of one kind go through."""
+    if taught == "gradually":
+        return [course]
+    steps = round(DIRECT_SHARE * course.steps)
+    alone = course.distances[::DIRECT_EVERY]
+    return [replace(course, distances=(distance,), steps=steps, gradually=False) for distance in alone]
+
+
+def one_run(architecture: Architecture, task_name: str, taught: str, seed: int, course: Course) -> dict[str, Any]:
+    """Train and examine one network; on the copy task, gradually, also its gradients, before and after."""
     torch.set_num_threads(1)
     task = TASKS[task_name]
     trained = train(architecture, task, seed, course)
     run = {
         "architecture": architecture,
         "task": task_name,
+        "taught": taught,
         "seed": seed,
+        "steps": course.steps,
         "weights": parameters(trained.network),
-        "accuracy": {str(distance): share for distance, share in trained.accuracy.items()},
+        "accuracy": keyed(trained.accuracy),
         "loss": trained.loss,
         "cpu_s": trained.cpu_s,
     }
-    if task_name == Copy.name:
+    if (task_name, taught) == (Copy.name, "gradually"):
         untrained = make_network(architecture, course.config(task), seed)
         run["gradients"] = {
             "untrained": keyed(gradient_by_distance(untrained, task, course, seed)),
@@ -40,16 +58,26 @@ def one_run(architecture: Architecture, task_name: str, seed: int, course: Cours
     return run
 
 
-def keyed(found: dict[int, list[float]]) -> dict[str, list[float]]:
+def keyed(found: dict[int, Any]) -> dict[str, Any]:
     """As JSON has it."""
-    return {str(distance): norms for distance, norms in found.items()}
+    return {str(distance): value for distance, value in found.items()}
 
 
 def measure(course: Course, seeds: tuple[int, ...], processes: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both results: of recall and of gradients. One thread for each network, so many networks at a time."""
-    jobs = list(product(ARCHITECTURES, TASKS, seeds))
+    """Both results: of recall and of gradients. One thread for each network, `processes` networks at a time."""
+    jobs = [
+        (architecture, task, taught, seed, one)
+        for task, taught in TAUGHT
+        for architecture, seed in product(ARCHITECTURES, seeds)
+        for one in courses(course, taught)
+    ]
+    runs = []
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        runs = list(pool.map(one_run, *zip(*jobs, strict=True), [course] * len(jobs)))
+        for run in pool.map(one_run, *zip(*jobs, strict=True)):
+            told = ", ".join(f"{share:.0%} at {distance}" for distance, share in run["accuracy"].items())
+            who = f"{run['task']} {run['taught']} {NAMES[run['architecture']]} seed {run['seed']}"
+            print(f"{who}: {told} ({run['cpu_s']:.0f} CPU s)", flush=True)
+            runs.append(run)
     gradients = [
         {"architecture": run["architecture"], "seed": run["seed"], "state": state, "norms": norms}
         for run in runs
@@ -64,39 +92,41 @@ def measure(course: Course, seeds: tuple[int, ...], processes: int) -> tuple[dic
         "runs": runs,
     }
     config = course.config(TASKS[Copy.name])
-    paths = {name: keyed_path(path_lengths(name, config, course.distances)) for name in ARCHITECTURES}
+    paths = {name: keyed(path_lengths(name, config, course.distances)) for name in ARCHITECTURES}
     return recall, {**common, "layers": course.layers, "paths": paths, "runs": gradients}
 
 
-def keyed_path(found: dict[int, int]) -> dict[str, int]:
-    return {str(distance): steps for distance, steps in found.items()}
-
-
-def accuracies(result: dict[str, Any], task: str, architecture: str) -> dict[int, list[float]]:
+def accuracies(result: dict[str, Any], task: str, taught: str, architecture: str) -> dict[int, list[float]]:
     """Of each seed, by distance."""
-    runs = [run for run in result["runs"] if (run["task"], run["architecture"]) == (task, architecture)]
-    return {distance: [run["accuracy"][str(distance)] for run in runs] for distance in result["distances"]}
+    found: dict[int, list[float]] = {}
+    for run in result["runs"]:
+        if (run["task"], run["taught"], run["architecture"]) == (task, taught, architecture):
+            for distance, share in run["accuracy"].items():
+                found.setdefault(int(distance), []).append(share)
+    return found
 
 
-def claims(result: dict[str, Any], task: str) -> list[Claim]:
+def claims(result: dict[str, Any], task: str, taught: str) -> list[Claim]:
     """What the figures say of long-range dependency, means over the seeds."""
     found = []
-    nearest, farthest = result["distances"][0], result["distances"][-1]
-    steps = result["course"]["steps"]
     for architecture in ARCHITECTURES:
-        means = {distance: mean(shares) for distance, shares in accuracies(result, task, architecture).items()}
+        means = {distance: mean(shares) for distance, shares in accuracies(result, task, taught, architecture).items()}
+        nearest, farthest = min(means), max(means)
         told = f"{means[nearest]:.0%} at {nearest}, {means[farthest]:.0%} at {farthest}"
+        who = f"{task}, taught {taught}:"
         if architecture == "attention":
             missed = [str(distance) for distance, share in means.items() if share < LEARNED]
             at = f"; below {LEARNED:.0%} at {', '.join(missed)}" if missed else ""
-            found.append(Claim(f"{task}: attention answers as well at every distance", not missed, told + at))
+            found.append(Claim(f"{who} attention answers at every distance", not missed, told + at))
         else:
-            unlearned = f"; not learned even at {nearest} in {steps} steps" if means[nearest] < LOST else ""
-            found.append(
-                Claim(
-                    f"{task}: the {architecture.upper()} answers when it is near and loses it when it is far",
-                    means[nearest] >= LOST > means[farthest],
-                    told + unlearned,
-                )
+            near, far = means[nearest] >= LOST, means[farthest] >= LOST
+            why = (
+                "" if near and not far else "; it answers when far, too" if near else "; not even that near was learned"
             )
+            text = f"{who} the {NAMES[architecture]} answers when near, and not when far"
+            found.append(Claim(text, near and not far, told + why))
     return found
+
+
+def all_claims(result: dict[str, Any]) -> list[Claim]:
+    return [claim for task, taught in TAUGHT for claim in claims(result, task, taught)]

@@ -48,7 +48,7 @@ class AssociativeRecall:
     name: ClassVar[str] = "recall"
     shortest: ClassVar[int] = 0
     pairs: ClassVar[int] = 4
-    keys: ClassVar[int] = 8
+    keys: ClassVar[int] = 4
     values: ClassVar[int] = 8
     others: ClassVar[int] = 8
     vocab_size: ClassVar[int] = keys + keys * values + others

@@ -72,3 +72,12 @@ def test_an_unknown_part_is_refused_by_name(capsys: pytest.CaptureFixture[str]) 
     assert (
         "--only: depth is none of recall, gradients, parallelism, cost, masking, heads, none" in capsys.readouterr().err
     )
+
+
+def test_a_part_that_was_never_measured_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--docs", str(tmp_path), "--only", "recall,gradients,parallelism,cost,heads"])
+    assert ended.value.code == 2
+    assert (
+        f"without masking, {tmp_path / 'attention' / 'masking.json'} must be there already" in capsys.readouterr().err
+    )

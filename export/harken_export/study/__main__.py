@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     only = set(asked.only.split(",")) - {"none"}
     if unknown := only - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}, none")
+    for part in set(PARTS) - only:
+        if not (file := asked.docs / "attention" / f"{part}.json").is_file():
+            parser.error(f"--only: without {part}, {file} must be there already")
     study(asked.docs, only, asked.processes, Scale())
 
 

@@ -1,8 +1,9 @@
 """Time and memory of one encoder layer against length, in ONNX Runtime as the server runs it."""
 
+import ctypes
 import multiprocessing
-import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +19,13 @@ from harken_export.trace import OUTPUTS, write_onnx
 from .claims import Claim
 from .fits import exponent, quadratic
 
-HEADS, HIDDEN = 12, 384
+HEADS, HIDDEN, VOCAB = 12, 384, 1000
 LENGTHS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 REPEATS = 7
 # A smaller difference of peaks is the C library's, not the layer's.
-LEAST_BYTES = 1 << 20
+LEAST_BYTES = 1 << 18
+# Of <malloc.h>.
+M_MMAP_THRESHOLD = -3
 
 
 def measure(lengths: tuple[int, ...] = LENGTHS, hidden_size: int = HIDDEN, heads: int = HEADS) -> dict[str, Any]:
@@ -32,26 +35,33 @@ def measure(lengths: tuple[int, ...] = LENGTHS, hidden_size: int = HIDDEN, heads
         heads=heads,
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,
-        vocab_size=1000,
+        vocab_size=VOCAB,
         max_length=lengths[-1],
     )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         write_onnx(checkpoints.random(config, seed=0).encoder(), "fp32", path)
-        # A process of its own: its memory is the layer's and nobody else's.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            points = pool.submit(run_lengths, str(path), lengths).result()
-    seconds, peaks = [point["seconds"] for point in points], [point["bytes"] for point in points]
+        seconds, peaks = (in_process(look, path, lengths) for look in (seconds_by_length, peaks_by_length))
+    clear = [(length, peak) for length, peak in zip(lengths, peaks, strict=True) if peak >= LEAST_BYTES]
     return {
         "hidden_size": hidden_size,
         "heads": heads,
-        "points": points,
+        "points": [
+            {"length": length, "seconds": second, "bytes": peak}
+            for length, second, peak in zip(lengths, seconds, peaks, strict=True)
+        ],
         "time": law(lengths, seconds),
-        "memory": law(
-            *zip(*((n, peak) for n, peak in zip(lengths, peaks, strict=True) if peak >= LEAST_BYTES), strict=True)
-        ),
+        "memory": law([length for length, _ in clear], [peak for _, peak in clear]),
         "textbook_crossover": 6 * hidden_size,
     }
+
+
+def in_process(
+    look: Callable[[Path, tuple[int, ...]], list[float]], path: Path, lengths: tuple[int, ...]
+) -> list[float]:
+    """In a process of its own, whose memory is the layer's and nobody else's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(look, path, lengths).result()
 
 
 def law(lengths: Any, values: Any) -> dict[str, Any]:
@@ -71,40 +81,56 @@ def law(lengths: Any, values: Any) -> dict[str, Any]:
     }
 
 
-def run_lengths(path: str, lengths: tuple[int, ...]) -> list[dict[str, float]]:
-    """Run the layer at each length, from the shortest: the process's peak is then that of the latest length."""
+def seconds_by_length(path: Path, lengths: tuple[int, ...]) -> list[float]:
+    """Of one run of the layer, the fastest of REPEATS: whatever else the machine does makes it slower, never faster."""
+    run = runner(path, arena=True)
+    found = []
+    for length in lengths:
+        run(length)
+        times = []
+        for _ in range(REPEATS):
+            began_s = time.perf_counter()
+            run(length)
+            times.append(time.perf_counter() - began_s)
+        found.append(min(times))
+    return found
+
+
+def peaks_by_length(path: Path, lengths: tuple[int, ...]) -> list[float]:
+    """The most that a run of the layer has in memory above what was there before it."""
+    # Every large block comes from the system and goes back there: the C library would keep some, in pieces.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    run = runner(path, arena=False)
+    run(lengths[0])
+    found = []
+    for length in lengths:
+        # Sets the peak to what is resident now (proc_pid_clear_refs(5)).
+        Path("/proc/self/clear_refs").write_text("5")
+        before_bytes = memory_bytes("VmRSS")
+        run(length)
+        found.append(float(max(0, memory_bytes("VmHWM") - before_bytes)))
+    return found
+
+
+def runner(path: Path, *, arena: bool) -> Callable[[int], object]:
+    """What runs the layer on so many random tokens, on one thread. An arena is faster, and keeps what it once took."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # An arena keeps what it once took, and takes more than it needs.
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena, options.enable_mem_pattern = arena, False
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
 
-    def run(length: int) -> float:
-        ids = random.integers(0, 1000, (1, length))
-        began_s = time.perf_counter()
-        session.run(OUTPUTS[:1], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-        return time.perf_counter() - began_s
+    def run(length: int) -> object:
+        ids = random.integers(0, VOCAB, (1, length))
+        return session.run(OUTPUTS[:1], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
 
-    run(lengths[0])
-    loaded_bytes = peak_bytes()
-    points = []
-    for length in lengths:
-        run(length)
-        points.append(
-            {
-                "length": length,
-                "seconds": min(run(length) for _ in range(REPEATS)),
-                "bytes": peak_bytes() - loaded_bytes,
-            }
-        )
-    return points
+    return run
 
 
-def peak_bytes() -> int:
-    """The most that this process ever had in memory (VmHWM of proc_pid_status(5))."""
-    lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def memory_bytes(name: str) -> int:
+    """A figure of this process (proc_pid_status(5)): VmRSS is what is resident, VmHWM the most that ever was."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def claims(result: dict[str, Any]) -> list[Claim]:

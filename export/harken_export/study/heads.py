@@ -1,5 +1,6 @@
 """What each head of the real model looks at (Clark et al. 2019, "What Does BERT Look At?", sections 3 and 4)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ SHARE = 0.5
 # Nearly as broad as looking at all tokens alike.
 BROAD = 0.9
 KINDS = ("previous", "next", "itself", "delimiter", "same word", "other words")
-SAME = KINDS.index("same word")
 
 
 def attention_maps(encoder: Encoder, ids: Tensor) -> Tensor:
@@ -76,9 +76,9 @@ def measure(checkpoint: Checkpoint, sentences: list[str]) -> dict[str, Any]:
         "uniform": dict(zip(KINDS, (sums["uniform"] / sums["words"]).tolist(), strict=True)),
         # Entropy over that of looking everywhere alike: 1 is that, 0 is one token.
         "breadth": (sums["entropy"] / sums["even"]).tolist(),
-        # Of the words that come again in their sentence, what goes to the same word elsewhere.
-        "twin": (sums["shares"][..., SAME] / sums["twins"]).tolist(),
-        "uniform_twin": float(sums["uniform"][SAME] / sums["twins"]),
+        # Where a word comes again in its sentence: the share of what it gives to other words that goes to it elsewhere.
+        "twin": (sums["twin"] / sums["twins"]).tolist(),
+        "uniform_twin": float(sums["uniform_twin"] / sums["twins"]),
         "follows_word": (sums["follows_word"] / sums["words"]).tolist(),
         "follows_place": (sums["follows_place"] / sums["words"]).tolist(),
     }
@@ -89,10 +89,14 @@ def example(encoder: Encoder, tokenizer: Tokenizer, result: dict[str, Any]) -> d
     """EXAMPLE's tokens, and of each of four kinds the map of the head that is most so."""
     encoded = tokenizer.encode(EXAMPLE)
     maps = attention_maps(encoder, torch.tensor([encoded.ids]))
-    shown = {}
-    scores = result["shares"] | {"same word": result["twin"]}
-    for kind in ("previous", "next", "delimiter", "same word"):
-        layer, head = strongest(scores[kind])
+    shown: dict[str, dict[str, Any]] = {}
+    scores = {
+        "same word": result["twin"],
+        **{kind: result["shares"][kind] for kind in ("previous", "next", "delimiter")},
+    }
+    for kind, values in scores.items():
+        # A head may be the most so of two kinds: one that finds no other such word looks at [CLS].
+        layer, head = strongest(values, without=[(map_["layer"] - 1, map_["head"] - 1) for map_ in shown.values()])
         rows = [[round(share, 3) for share in row] for row in maps[layer, head].tolist()]
         shown[kind] = {"layer": layer + 1, "head": head + 1, "map": rows}
     return {"sentence": EXAMPLE, "tokens": encoded.tokens, "maps": shown}
@@ -108,6 +112,7 @@ def look(encoder: Encoder, ids: Tensor, generator: Generator) -> dict[str, Tenso
     shuffled = torch.cat([ids[:1], ids[1:-1][order], ids[-1:]])
     among, moved = (among_words(one) for one in (maps, attention_maps(encoder, shuffled[None])))
     back = order.argsort()
+    twins = (ids[1:-1, None] == ids[None, 1:-1]).float() - torch.eye(words)  # [words, words]
     return {
         "shares": torch.einsum("lnwk,cwk->lnc", rows, where),
         "uniform": where.mean(-1).sum(-1),
@@ -116,7 +121,9 @@ def look(encoder: Encoder, ids: Tensor, generator: Generator) -> dict[str, Tenso
         "follows_word": overlap(among, moved[:, :, back][:, :, :, back]),
         "follows_place": overlap(among, moved),
         "words": torch.tensor(float(words)),
-        "twins": where[SAME].any(-1).sum().float(),
+        "twin": (among * twins).sum((-1, -2)),
+        "uniform_twin": twins.sum() / max(1, words - 1),
+        "twins": twins.any(-1).sum().float(),
     }
 
 
@@ -171,12 +178,10 @@ def counts(result: dict[str, Any]) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in HEADS}
 
 
-def strongest(values: list[list[float]]) -> tuple[int, int]:
-    """The layer and the head with the greatest value."""
-    return max(
-        ((layer, head) for layer, row in enumerate(values) for head in range(len(row))),
-        key=lambda at: values[at[0]][at[1]],
-    )
+def strongest(values: list[list[float]], without: Sequence[tuple[int, int]] = ()) -> tuple[int, int]:
+    """The layer and the head with the greatest value, from 0."""
+    places = {(layer, head) for layer, row in enumerate(values) for head in range(len(row))} - set(without)
+    return max(places, key=lambda at: values[at[0]][at[1]])
 
 
 def claims(result: dict[str, Any]) -> list[Claim]:
@@ -185,7 +190,7 @@ def claims(result: dict[str, Any]) -> list[Claim]:
     heads = sum(number.values())
     previous, following = (strongest(result["shares"][kind]) for kind in ("previous", "next"))
     layer, head = strongest(result["twin"])
-    twin = f"{result['twin'][layer][head]:.0%} ({result['uniform_twin']:.0%} if it looked at all alike)"
+    twin = f"{result['twin'][layer][head]:.0%} of what it gives to words ({result['uniform_twin']:.0%} if all alike)"
 
     def told(kind: str, at: tuple[int, int]) -> str:
         share = result["shares"][kind][at[0]][at[1]]
@@ -206,7 +211,7 @@ def claims(result: dict[str, Any]) -> list[Claim]:
         Claim(
             "some heads look at content",
             number["content"] > 0,
-            f"{number['content']} of {heads} move with the words; of a word that comes again "
-            f"head {layer + 1}-{head + 1} gives the other {twin}",
+            f"{number['content']} of {heads} move with the words; where a word comes again "
+            f"head {layer + 1}-{head + 1} gives it {twin}",
         ),
     ]

@@ -1,21 +1,26 @@
 """Time per sequence against length: attention and recurrent networks as bundles on the same server."""
 
+import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnxruntime  # type: ignore[import-untyped]  # ships no types
 
 from harken_export import checkpoints
+from harken_export.bundle import MODEL
 from harken_export.export import export_bundle
 from harken_export.model import EncoderConfig
+from harken_export.trace import INPUTS, OUTPUTS
 
 from .claims import Claim
 from .fits import exponent
 from .recurrent import RECURRENCES, export_recurrent, make_random
 from .serving import ask, server
-from .training import ARCHITECTURES, parameters
+from .training import ARCHITECTURES, NAMES, parameters
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     calls: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with TemporaryDirectory() as folder:
         counts = export_all(sizes.config, Path(folder))
+        threads = threads_ms(Path(folder), sizes)
         with server(Path(folder), "--warmup-s", str(sizes.warmup_s)) as stub:
             # In turns, so that whatever else the machine does meets all alike.
             for _ in range(sizes.repeats):
@@ -84,8 +90,32 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         "sizes": asdict(sizes),
         "weights": counts,
         "points": points,
+        "threads": threads,
         "exponents": {name: exponent(*zip(*ends(of), strict=True)) for name, of in points.items()},
     }
+
+
+def threads_ms(models_dir: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """Of the longest sequence in ONNX Runtime alone, on one thread and on all usable cores: what more cores can do."""
+    ids = np.random.default_rng(0).integers(0, sizes.vocab_size, (1, sizes.lengths[-1]))
+    feeds = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
+    cores = len(os.sched_getaffinity(0))
+    found: dict[str, dict[str, Any]] = {}
+    for architecture in ARCHITECTURES:
+        path = models_dir / architecture / "1" / MODEL
+        found[architecture] = {"cores": cores}
+        for name, threads in (("one_ms", 1), ("all_ms", cores)):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            found[architecture][name] = 1e3 * min(seconds(session, feeds) for _ in range(sizes.repeats))
+    return found
+
+
+def seconds(session: onnxruntime.InferenceSession, feeds: Any) -> float:
+    began_s = time.perf_counter()
+    session.run(OUTPUTS[:1], feeds)
+    return time.perf_counter() - began_s
 
 
 def ends(points: list[dict[str, float]]) -> list[tuple[float, float]]:
@@ -105,18 +135,27 @@ def claims(result: dict[str, Any]) -> list[Claim]:
         slower = [length for length, ratio in times if ratio <= 1]
         found.append(
             Claim(
-                f"attention is faster than the {name.upper()} of as many weights, at every length",
+                f"attention is faster than the {NAMES[name]} of as many weights, at every length",
                 not slower,
                 f"{times[0][1]:.1f} times at {times[0][0]} tokens, {times[-1][1]:.1f} at {times[-1][0]}"
                 + (f"; not at {', '.join(map(str, slower))}" if slower else ""),
             )
         )
+    gains = {name: one["one_ms"] / one["all_ms"] for name, one in result["threads"].items()}
+    found.append(
+        Claim(
+            "more cores help attention more than recurrent networks",
+            all(gains["attention"] > gains[name] for name in RECURRENCES),
+            f"{result['threads']['attention']['cores']} cores instead of one, at {attention[-1]['length']} tokens: "
+            + ", ".join(f"{NAMES[name]} {gains[name]:.2f} times as fast" for name in ARCHITECTURES),
+        )
+    )
     found.append(
         Claim(
             "attention's time does not grow with the length, as its number of steps in sequence does not",
             exponents["attention"] < 0.2,
             f"exponent {exponents['attention']:.2f} at the four longest: two cores are busy with far fewer tokens; "
-            + ", ".join(f"{name.upper()} {exponents[name]:.2f}" for name in RECURRENCES),
+            + ", ".join(f"{NAMES[name]} {exponents[name]:.2f}" for name in RECURRENCES),
         )
     )
     return found

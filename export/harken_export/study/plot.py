@@ -148,12 +148,13 @@ def draw_masking(result: dict[str, Any], svg: Path) -> None:
         cosines.plot(amounts, [point["worst_cosine"] for point in points], ":", color=color, linewidth=1)
         values = [max(point["max_abs"], 1e-9) for point in points]
         difference.plot(amounts, values, "o-", color=color, markersize=4, label=way)
-    cosines.set_ylabel("cosine to the sentence alone (dotted: the worst)")
-    difference.set_ylabel("largest difference of a number")
+    cosines.set_ylabel("cosine to the unpadded (dotted: worst)")
+    difference.set_ylabel("largest difference (0 drawn as 1e-9)")
     difference.set_yscale("log")
     for axes in (cosines, difference):
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks(amounts, [str(amount) for amount in amounts])
+        axes.set_xlim(-0.3, 1.4 * amounts[-1])
         axes.minorticks_off()
         axes.set_xlabel("padded cells")
         axes.grid(alpha=0.3)

@@ -120,11 +120,12 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
 
 def test_the_path_through_attention_is_constant_and_the_others_grow() -> None:
     config = SHORT.config(TASKS["copy"])
-    attention, *others = (gradients.path_lengths(name, config, SHORT.distances) for name in ARCHITECTURES)
-    assert len(set(attention.values())) == 1
-    for lengths in others:
-        per_token = (lengths[32] - lengths[16]) / 16
-        assert per_token == (lengths[16] - lengths[8]) / 8 >= 2
+    paths = {name: gradients.path_lengths(name, config, SHORT.distances) for name in ARCHITECTURES}
+    assert len(set(paths["attention"].values())) == 1
+    # An LSTM's memory is multiplied by a gate and added to; a GRU's state is mixed: h' = n + z (h - n).
+    for name, per_token in (("lstm", 2), ("gru", 3)):
+        lengths = paths[name]
+        assert (lengths[16] - lengths[8], lengths[32] - lengths[16]) == (8 * per_token, 16 * per_token)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

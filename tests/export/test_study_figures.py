@@ -120,7 +120,9 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
 
 def test_the_path_through_attention_is_constant_and_the_others_grow() -> None:
     config = SHORT.config(TASKS["copy"])
-    paths = {name: gradients.path_lengths(name, config, SHORT.distances) for name in ARCHITECTURES}
+    paths: dict[str, dict[int, int]] = {
+        name: gradients.path_lengths(name, config, SHORT.distances) for name in ARCHITECTURES
+    }
     assert len(set(paths["attention"].values())) == 1
     # An LSTM's memory is multiplied by a gate and added to; a GRU's state is mixed: h' = n + z (h - n).
     for name, per_token in (("lstm", 2), ("gru", 3)):

@@ -101,7 +101,7 @@ def export_recurrent(
             warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean might cause the trace")
             write_onnx(encoder, "fp32", folder / MODEL)
         parity = verify(encoder, folder / MODEL, "fp32")
-        manifest = describe(Checkpoint(sizes, {}, None, origin), name, 1, "fp32", parity, None)
+        manifest = describe(Checkpoint(sizes, {}, None, origin), name, 1, "fp32", parity, None, None)
         manifest.architecture = recurrence
         manifest.files.extend(describe_files(folder))
         write_manifest(manifest, folder)

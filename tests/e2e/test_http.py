@@ -145,7 +145,8 @@ def test_open_inference_says_what_there_is(minilm_server: RunningServer) -> None
     assert [one["name"] for one in model["inputs"]] == ["input_ids", "attention_mask", "text"]
     assert call(minilm_server, "GET", f"/v2/models/{MODEL}/config").json["max_batch_size"] == 1024
     (statistics,) = call(minilm_server, "GET", f"/v2/models/{MODEL}/stats").json["model_stats"]
-    assert statistics["inference_count"] == minilm_server.total("harken_finished_total", outcome="answered")
+    answered = minilm_server.total("harken_finished_total", outcome="answered", model=MODEL)
+    assert statistics["inference_count"] == answered
     assert post(minilm_server, "/v2/repository/index", None).json == [
         {"name": MODEL, "version": "1", "state": "READY", "reason": ""}
     ]

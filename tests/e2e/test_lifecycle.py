@@ -285,7 +285,8 @@ def test_a_corrupted_bundle_is_refused_at_the_start(  # noqa: PLR0912 - one case
         case "lie":
             manifest.write_text(json.dumps({**content, "hidden_size": 31}))
         case "size":
-            content["files"][0]["size_bytes"] = str(2**63)
+            model = next(file for file in content["files"] if file["name"] == "model.onnx")
+            model["size_bytes"] = str(2**63)
             manifest.write_text(json.dumps(content))
         case "key":
             manifest.write_text(json.dumps({**content, "a\nnew line": 1}))

@@ -99,7 +99,7 @@ class Attend:
         of so many numbers before it is computed. After `check`, raises InvalidRequest, BacklogFull,
         DeadlineUnreachable, LoadFailed, Expired, and what the engine ends a sequence by.
         """
-        with self._batcher.using(model.key), self._attentions.using(model) as key:
+        with self._batcher.models.using(model.key), self._attentions.using(model) as key:
             parts, fields = await self.service.read(model, options, inputs, names, deadline)
             texts = [tokens for (tokens,) in parts]
             lengths = [len(tokens.ids) for tokens in texts]

@@ -100,7 +100,7 @@ class Service:
 
     def using(self, model: Model) -> AbstractContextManager[None]:
         """Meanwhile this version goes on answering, even if it is unloaded: whoever named it counts on it."""
-        return self._batcher.using(model.key)
+        return self._batcher.models.using(model.key)
 
     def models(self) -> list[tuple[Model, int]]:
         """Every model version, with the version of that model that is its default. Raises NotReady while loading."""
@@ -125,7 +125,7 @@ class Service:
         """
         self.check_open(model, options.account, deadline, received_s)
         _check_dimensions(options.finish.dimensions, model)
-        with self._batcher.using(model.key):
+        with self._batcher.models.using(model.key):
             parts, _ = await self.read(model, options, inputs, names, deadline)
             answer_bytes = self._check_answer(model, options, parts)
             self.hold(answer_bytes)
@@ -167,7 +167,7 @@ class Service:
         Raises InvalidRequest, BacklogFull, NotReady, Expired, or what the account refuses by.
         """
         self.check_open(model, options.account, deadline, self._clock())
-        with self._batcher.using(model.key):
+        with self._batcher.models.using(model.key):
             parts, _ = await self.read(model, options, inputs, names, deadline)
         return [tokens for (tokens,) in parts]
 

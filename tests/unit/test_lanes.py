@@ -291,6 +291,6 @@ async def test_what_a_retired_version_leaves_is_given_back_though_nobody_calls(m
                 await asyncio.sleep(0.001)
 
     await until([1, 1])  # of what a start leaves
-    batcher.retire(("m", 1))
+    batcher.models.retire(("m", 1))
     await until([1, 2])
     lane.stop()

@@ -140,7 +140,7 @@ class Attentions:
         if timer := self._resting.pop(key, None):
             timer.cancel()
         try:
-            with self._batcher.using(key):
+            with self._batcher.models.using(key):
                 yield key
         finally:
             self._rest(key)
@@ -148,8 +148,8 @@ class Attentions:
     async def loaded(self, model: Model) -> None:
         """Load it, unless it is there. Raises LoadFailed."""
         key = attention_key(model.key)
-        if self._batcher.has(key):
-            self._batcher.keep(key)
+        if key in self._batcher.models:
+            self._batcher.models.keep(key)
             return
         loading = self._loading.get(key)
         if loading is None:
@@ -169,11 +169,11 @@ class Attentions:
             # Where the files lie is not for callers.
             said = "its attention graph cannot be loaded; the server's log says why"
             raise LoadFailed(model.manifest.name, said) from None
-        if not self._batcher.has(model.key):
+        if model.key not in self._batcher.models:
             return  # it was unloaded, and whoever asked has left
-        cost = self._batcher.served(model.key).backlog.cost.inherited(_COST_FACTOR)
+        cost = self._batcher.models[model.key].backlog.cost.inherited(_COST_FACTOR)
         served = Served(
-            [AttentionRunner(engine)] * self._batcher.narrow_lanes,
+            [AttentionRunner(engine)] * self._batcher.lanes,
             None,
             Backlog[Pending](cost, MemoryModel(0, 0)),
             self._metrics.for_model(*key),
@@ -187,7 +187,7 @@ class Attentions:
         if timer := self._resting.pop(key, None):
             timer.cancel()
         idle_s = self._settings.attend_idle_s
-        if idle_s and self._batcher.has(key):
+        if idle_s and key in self._batcher.models:
             self._resting[key] = asyncio.get_running_loop().call_later(idle_s, self.let_go, key)
 
     def stop(self) -> None:
@@ -198,8 +198,8 @@ class Attentions:
         """Give the memory of a graph back, as soon as nobody uses it."""
         if timer := self._resting.pop(key, None):
             timer.cancel()
-        if self._batcher.has(key):
-            self._batcher.retire(key)
+        if key in self._batcher.models:
+            self._batcher.models.retire(key)
 
 
 def _give_way() -> None:

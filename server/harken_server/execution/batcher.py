@@ -4,9 +4,7 @@ It lives on the event loop and is driven by events: something arrived, or a lane
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -18,6 +16,7 @@ from harken_server.execution.engine import Halt
 from harken_server.execution.history import History
 from harken_server.execution.lanes import Clock, Lane, Ran, shrink
 from harken_server.execution.pending import Outcome, Pending, Vectors
+from harken_server.execution.residents import Residents
 from harken_server.execution.results import Results
 from harken_server.execution.served import ModelKey, Served
 from harken_server.execution.watchdog import MOST_HANGING, EngineHangs, Watchdog
@@ -86,13 +85,7 @@ class Batcher:
         self._budget = MemoryBudget(0)
         # Nothing starts until one of the running batches has given its memory back.
         self._out_of_memory = False
-        self._models: Final[dict[ModelKey, Served]] = {}
-        self._backlogs: Final[dict[ModelKey, Backlog[Pending]]] = {}
-        # Of them those whose batches may run beside any other.
-        self._ordinary: Final[dict[ModelKey, Backlog[Pending]]] = {}
-        # Callers of each, and those to be let go of once nobody asks for them and nothing of theirs runs.
-        self._users: Final[Counter[ModelKey]] = Counter()
-        self._leaving: Final[set[ModelKey]] = set()
+        self.models: Final = Residents(self._busy, self._gone)
         self._cores = Lanes(0)
         self._running: Final[dict[int, _Run]] = {}
         # What such a lane runs next.
@@ -119,69 +112,24 @@ class Batcher:
 
     def serve(self, key: ModelKey, served: Served) -> None:
         """Take sequences for this model from now on."""
-        self._models[key] = served
-        self._backlogs[key] = served.backlog
-        if not served.apart:
-            self._ordinary[key] = served.backlog
+        self.models.add(key, served)
         # One gauge for all versions of a model, whichever of them are there when it is read.
-        name, _ = key
-        served.metrics.backlog_sequences.set_function(lambda: sum(one.sequences for one in self._versions(name)))
-        served.metrics.backlog_tokens.set_function(lambda: sum(one.tokens for one in self._versions(name)))
+        name, versions = key[0], self.models.versions
+        served.metrics.backlog_sequences.set_function(lambda: sum(one.sequences for one in versions(name)))
+        served.metrics.backlog_tokens.set_function(lambda: sum(one.tokens for one in versions(name)))
         served.metrics.predicted_wait.set_function(self.predicted_wait_s)
         cost = served.backlog.cost
         served.metrics.cost_scale.set_function(lambda: cost.scale)
 
-    def served(self, key: ModelKey) -> Served:
-        """What runs for this model."""
-        return self._models[key]
+    def _busy(self) -> set[ModelKey]:
+        return {run.start.model for run in (*self._running.values(), *self._prepared.values())}
 
-    def has(self, key: ModelKey) -> bool:
-        """Whether sequences are taken for this model."""
-        return key in self._models
-
-    def keep(self, key: ModelKey) -> None:
-        """If this model was to be let go of, it is not any more."""
-        self._leaving.discard(key)
-
-    @property
-    def narrow_lanes(self) -> int:
-        """How many lanes of one core there are."""
-        return self._cores.narrow
-
-    def _versions(self, name: str) -> list[Backlog[Pending]]:
-        return [backlog for key, backlog in list(self._backlogs.items()) if key[0] == name]
-
-    @contextmanager
-    def using(self, key: ModelKey) -> Iterator[None]:
-        """While a call asks for this model, it stays."""
-        self._users[key] += 1
-        try:
-            yield
-        finally:
-            self._users[key] -= 1
-            if self._leaving:
-                self._let_go()
-
-    def retire(self, key: ModelKey) -> None:
-        """Let go of this model as soon as nobody uses it; nobody new may ask for it from now on."""
-        self._leaving.add(key)
-        self._let_go()
-
-    def leaving(self) -> list[ModelKey]:
-        """Those that were retired and are still in use."""
-        return list(self._leaving)
-
-    def _let_go(self) -> None:
-        busy = {run.start.model for run in (*self._running.values(), *self._prepared.values())}
-        for key in [key for key in self._leaving if not self._users[key] and key not in busy]:
-            self._leaving.discard(key)
-            del self._models[key], self._backlogs[key], self._users[key]
-            self._ordinary.pop(key, None)
-            self._cores.forget(key)
-            name, version = key
-            self._metrics.forget(name, version, whole_model=not self._versions(name))
-            # Of what it left behind: perhaps nobody calls for a long time.
-            self._shrink_when_idle()
+    def _gone(self, key: ModelKey) -> None:
+        self._cores.forget(key)
+        name, version = key
+        self._metrics.forget(name, version, whole_model=not self.models.versions(name))
+        # Of what it left behind: perhaps nobody calls for a long time.
+        self._shrink_when_idle()
 
     @property
     def works(self) -> bool:
@@ -209,7 +157,7 @@ class Batcher:
 
     def memory_model(self, key: ModelKey) -> MemoryModel:
         """What a batch of this model is predicted to need."""
-        return self._backlogs[key].memory
+        return self.models.backlogs[key].memory
 
     def predicted_batch_bytes(self) -> int:
         """Predicted memory of the batches that run now, or hang, and of those prepared to run next."""
@@ -218,13 +166,13 @@ class Batcher:
 
     def predicted_wait_s(self) -> float:
         """Seconds until a sequence that came now, and last, would start."""
-        if self._cores.free and not any(backlog.sequences for backlog in list(self._backlogs.values())):
+        if self._cores.free and not any(backlog.sequences for backlog in list(self.models.backlogs.values())):
             return 0.0
-        return predicted_wait_s(list(self._backlogs.values()), self._cores.narrow, self._running_s())
+        return predicted_wait_s(list(self.models.backlogs.values()), self._cores.narrow, self._running_s())
 
     def check_room(self, key: ModelKey, sequences: int) -> None:
         """The cheap door, before anything is tokenised. Raises BacklogFull if so many cannot wait now."""
-        served = self._models[key]
+        served = self.models[key]
         try:
             self._admit(sequences, sequences)
         except BacklogFull:
@@ -234,14 +182,14 @@ class Batcher:
             raise
 
     def _admit(self, sequences: int, tokens: int) -> None:
-        admit(self._backlogs.values(), sequences, tokens, self._capacity, self._cores.narrow, self._running_s)
+        admit(self.models.backlogs.values(), sequences, tokens, self._capacity, self._cores.narrow, self._running_s)
 
     def submit(self, key: ModelKey, pendings: Sequence[Pending]) -> None:
         """Accept one call's sequences, all or none; each is settled exactly once from here on.
 
         Raises BacklogFull, DeadlineUnreachable or Expired.
         """
-        served = self._models[key]
+        served = self.models[key]
         looked = [self._look(pending) for pending in pendings] if self._results.kept else []
         computed = [pending for pending, vectors, _ in looked if vectors is None] if looked else pendings
         if computed:
@@ -287,7 +235,7 @@ class Batcher:
             served.backlog.add(pending)
 
     def _check_deadline(self, backlog: Backlog[Pending], lengths: list[int], first: Pending) -> None:
-        others = [other for other in self._backlogs.values() if other is not backlog]
+        others = [other for other in self.models.backlogs.values() if other is not backlog]
         if self._cores.free and not backlog.sequences and not any(other.sequences for other in others):
             # It starts at once. Were it refused, a prediction gone wrong would never be corrected.
             return
@@ -305,7 +253,7 @@ class Batcher:
 
     def withdraw(self, key: ModelKey, pendings: Sequence[Pending], outcome: Outcome) -> None:
         """Settle those that have no outcome yet, and free their places at once. What runs already runs on, unheard."""
-        served = self._models[key]
+        served = self.models[key]
         for pending in pendings:
             served.backlog.remove(pending)
             served.settle(pending, outcome)
@@ -332,13 +280,13 @@ class Batcher:
 
     def _may_start(self) -> Mapping[ModelKey, Backlog[Pending]]:
         """All that waits, but for the models of which one batch runs at a time, while one does."""
-        if len(self._ordinary) == len(self._backlogs):
-            return self._backlogs
+        if len(self.models.ordinary) == len(self.models.backlogs):
+            return self.models.backlogs
         started = (*self._running.values(), *self._prepared.values(), *self._hanging)
-        return self._ordinary if any(run.apart for run in started) else self._backlogs
+        return self.models.ordinary if any(run.apart for run in started) else self.models.backlogs
 
     def _start(self, start: Start[ModelKey, Pending], now_s: float) -> None:
-        served = self._models[start.model]
+        served = self.models[start.model]
         expired = [pending for pending in start.batch if pending.deadline.passed(now_s)]
         if expired:
             # Never computed. The rest may deserve another batch, so the decision is made anew.
@@ -413,7 +361,7 @@ class Batcher:
             padded_length=max(pending.length for pending in start.batch),
             predicted_s=round(start.predicted_s, 4), ran_s=round(took_s, 3),
         )  # fmt: skip
-        self._models[start.model].metrics.stalled.inc()
+        self.models[start.model].metrics.stalled.inc()
         rode = [pending for pending in start.batch if pending.expecting()]
         for pending in rode:
             # Its lane may never have come to it.
@@ -444,7 +392,7 @@ class Batcher:
 
     def _answer(self, run: _Run, ran: Ran, took_s: float) -> None:
         start = run.start
-        served = self._models[start.model]
+        served = self.models[start.model]
         for pending in ran.expired:
             served.settle(pending, Expired(pending.deadline.by_cap))
         answers: list[tuple[Pending, Outcome]] = list(zip(ran.pendings, ran.outcomes, strict=True))
@@ -498,8 +446,7 @@ class Batcher:
             pending.stamps.batch = batch
 
     def _leave_lane(self) -> None:
-        if self._leaving:
-            self._let_go()
+        self.models.let_go()
         self._shrink_when_idle()
 
     def _after_no_memory(
@@ -538,7 +485,7 @@ class Batcher:
 
     def _shrink(self) -> None:
         self._shrinking = None
-        for served in self._models.values():
+        for served in self.models:
             for runner, lane in dict(zip(served.runners, self._lanes, strict=False)).items():
                 lane.call(partial(shrink, runner))
             if served.wide_runner is not None:

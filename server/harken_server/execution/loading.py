@@ -173,14 +173,14 @@ class Loader:
         """Serve this version no longer. It must be served."""
         model = self._repository.find(name, version)
         self._repository.remove(model.key)
-        self._batcher.retire(model.key)
+        self._batcher.models.retire(model.key)
         self._attentions.let_go(attention_key(model.key))
         self._own_bytes -= self._own_by_model.pop(model.key, 0)
         self._metrics.model_info.remove(*_info(model))
 
     def leaving(self) -> list[ModelKey]:
         """Versions that are unloaded and still in use."""
-        return [key for key in self._batcher.leaving() if not is_attention(key)]
+        return [key for key in self._batcher.models.leaving() if not is_attention(key)]
 
     def stop(self) -> None:
         """End the lanes."""
@@ -257,7 +257,7 @@ class Loader:
         for version in reversed(self._repository.versions(manifest.name)):
             other = self._repository.find(manifest.name, version)
             if all(getattr(other.manifest, name) == getattr(manifest, name) for name in _SIZE):
-                return self._batcher.served(other.key)
+                return self._batcher.models[other.key]
         return None
 
     def _inherit(self, bundle: Bundle, sibling: Served) -> tuple[Measured, Engine | None, CostSurface | None]:

@@ -86,7 +86,8 @@ def test_every_metric_of_the_docs_is_there_and_labels_are_closed(minilm_server: 
     assert not any("\U0001f600" in sample for sample in samples)
     kinds = {sample.split('kind="')[1].split('"')[0] for sample in samples if sample.startswith("harken_memory_bytes")}
     # Without a GPU its readings are absent, not zero.
-    assert kinds == {"rss", "rss_peak", "predicted_batch", "budget", "limit", "left"}
+    own = {"predicted_batch", "budget", "predicted_attend", "attend_peak", "attend_budget"}
+    assert kinds == {"rss", "rss_peak", "limit", "left", *own}
     assert "harken_gpu_utilization_ratio" not in names
     assert minilm_server.total("harken_memory_bytes", kind="rss") > 100e6
     limit_bytes = minilm_server.total("harken_memory_bytes", kind="limit")

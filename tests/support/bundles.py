@@ -19,9 +19,10 @@ def export_bundle(*arguments: str) -> None:
 def write_changed(bundle: Path, models: Path, change: Callable[[onnx.ModelProto], None]) -> None:
     """Write a changed copy of a bundle's folder into `models`, by the same name and version, hashes made anew.
 
-    It takes token ids only.
+    It takes token ids only, and has no attention graph.
     """
     manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest.pop("attention", None)
     model = onnx.load(str(bundle / "model.onnx"))
     change(model)
     content = model.SerializeToString()

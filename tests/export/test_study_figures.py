@@ -125,8 +125,7 @@ def test_the_path_through_attention_is_constant_and_the_others_grow() -> None:
     }
     assert len(set(paths["attention"].values())) == 1
     # An LSTM's memory is multiplied by a gate and added to; a GRU's state is mixed: h' = n + z (h - n).
-    for name, per_token in (("lstm", 2), ("gru", 3)):
-        lengths = paths[name]
+    for lengths, per_token in ((paths["lstm"], 2), (paths["gru"], 3)):
         assert (lengths[16] - lengths[8], lengths[32] - lengths[16]) == (8 * per_token, 16 * per_token)
 
 

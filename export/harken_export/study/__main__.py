@@ -74,7 +74,7 @@ def study(docs: Path, only: set[str], processes: int, scale: Scale) -> None:
     for name, result in results.items():
         plot.draw(name, result, folder / f"{name}.svg")
     cpu_s = sum(run["cpu_s"] for run in results["recall"]["runs"])
-    minutes = f"{sum(took.values()) / 60:.0f} minutes, with {cpu_s / 60:.0f} minutes of CPU time for the trainings,"
+    minutes = f"{sum(took.values()) / 60:.0f} minutes ({cpu_s / 60:.0f} minutes of CPU time for the trainings)"
     (docs / "attention.md").write_text(page.page(results, {"minutes": minutes, **about()}))
     print(f"{docs / 'attention.md'} is written")
 

@@ -100,7 +100,7 @@ HEAD = """# What self-attention buys, measured
 What textbooks say of self-attention (Vaswani et al. 2017, section 4, "Why Self-Attention", and table 1), each claim
 as a measurement on small models and one machine. Whether a claim holds is computed from the figures by a rule, here
 and below each plot; where it does not hold at some size, it says so. `make study` writes this page, the plots and
-their figures (`docs/attention/*.json`) anew from `export/harken_export/study/`; it took {minutes} here.
+their figures (`docs/attention/*.json`) anew from `export/harken_export/study/`; here it took {minutes}.
 
 Machine: {machine}. Versions: {versions}.
 

@@ -65,19 +65,30 @@ def keyed(found: dict[int, Any]) -> dict[str, Any]:
 
 def measure(course: Course, seeds: tuple[int, ...], processes: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both results: of recall and of gradients. One thread for each network, `processes` networks at a time."""
-    jobs = [
+    runs = []
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for run in pool.map(one_run, *zip(*jobs(course, seeds), strict=True)):
+            told = ", ".join(f"{share:.0%} at {distance}" for distance, share in run["accuracy"].items())
+            who = f"{run['task']} {run['taught']} {NAMES[run['architecture']]} seed {run['seed']}"
+            print(f"{who}: {told} ({run['cpu_s']:.0f} CPU s)", flush=True)
+            runs.append(run)
+    return results(runs, course, seeds)
+
+
+def jobs(course: Course, seeds: tuple[int, ...]) -> list[tuple[Architecture, str, str, int, Course]]:
+    """The arguments of every `one_run`."""
+    return [
         (architecture, task, taught, seed, one)
         for task, taught in TAUGHT
         for architecture, seed in product(ARCHITECTURES, seeds)
         for one in courses(course, taught)
     ]
-    runs = []
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for run in pool.map(one_run, *zip(*jobs, strict=True)):
-            told = ", ".join(f"{share:.0%} at {distance}" for distance, share in run["accuracy"].items())
-            who = f"{run['task']} {run['taught']} {NAMES[run['architecture']]} seed {run['seed']}"
-            print(f"{who}: {told} ({run['cpu_s']:.0f} CPU s)", flush=True)
-            runs.append(run)
+
+
+def results(
+    runs: list[dict[str, Any]], course: Course, seeds: tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both results from all runs."""
     gradients = [
         {"architecture": run["architecture"], "seed": run["seed"], "state": state, "norms": norms}
         for run in runs

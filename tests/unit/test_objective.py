@@ -20,6 +20,7 @@ OF_CALLERS = [
     errors.Unauthenticated(given=False), errors.Unauthenticated(given=True), errors.AdminOnly("k"),
     errors.ModelForbidden("k", "m"), errors.KeyLimit("k", "requests in flight", 4, 0.1), errors.TurnedOff("s"),
     errors.LoadFailed("m", "damaged"), errors.Abandoned(), errors.BacklogFull(0, 9, 6, "tokens", 0.25),
+    errors.CannotAttend("m", 1), errors.CannotAttend("m", 1, "cls"),
 ]  # fmt: skip
 
 

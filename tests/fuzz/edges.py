@@ -168,14 +168,19 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield
 
 
+class _Residents:
+    """They always stay."""
+
+    def using(self, _: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class _Batcher:
     """Computes at once."""
 
     works = True
     memory_budget_bytes = 1 << 40
-
-    def using(self, _: object) -> AbstractContextManager[None]:
-        return nullcontext()
+    models = _Residents()
 
     def check_room(self, _: object, __: int) -> None:
         pass

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import shutil
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -175,29 +176,64 @@ def replacing(what: dict[str, str], by: str, times: int = 1) -> dict[str, Any]:
 
 
 A_TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+LONG_SENTENCEPIECE = base64.b64encode(b"\x04\0\0\0trie" + b"a" * 19 + b"\0").decode()
 SENTENCEPIECE = base64.b64encode(b"\x04\0\0\0triea\0bc\0").decode()
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"normalizer": replacing({"String": "a"}, "a" * 1000, 4)}, "a text 1000000000000 times as long; at most 64"),
+        ({"normalizer": replacing({"String": "a"}, "a" * 1000, 4)}, "a text 1000000000000 times as long; at most 10"),
         ({"normalizer": replacing({"String": ""}, "a" * 50)}, "101 times"),
         ({"normalizer": replacing({"Regex": "x*"}, "a" * 50)}, "101 times"),
-        ({"normalizer": {"type": "Prepend", "prepend": "a" * 64}}, "65 times"),
-        ({"normalizer": replacing({"String": "ab"}, "a" * 129)}, "65 times"),
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 3}}, "125 times"),
+        ({"normalizer": replacing({"Regex": "(?=x)"}, "a" * 50)}, "101 times"),
+        ({"normalizer": replacing({"Regex": "x|y*"}, "a" * 50)}, "101 times"),
+        ({"normalizer": replacing({"Regex": r"\b"}, "a" * 50)}, "101 times"),
+        ({"normalizer": replacing({"Regex": "^"}, "a" * 50)}, "101 times"),
+        ({"normalizer": replacing({"Regex": "x{0,2}"}, "a" * 50)}, "101 times"),
+        ({"normalizer": replacing({"Regex": "x+"}, "a" * 50)}, "50 times"),
+        ({"normalizer": {"type": "Prepend", "prepend": "a" * 10}}, "11 times"),
+        ({"normalizer": replacing({"String": "ab"}, "a" * 21)}, "11 times"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 2}}, "25 times"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": LONG_SENTENCEPIECE}}, "19 times"),
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 17}}, "has 18 normalizers"),
         ({"normalizer": {"pattern": {"String": "a"}, "content": "a" * 1000}}, "is none that .* check: KeyError"),
         ({"normalizer": {"type": "Grow"}}, "'Grow' is not known"),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "is not base64"),
         ({"post_processor": {"type": "TemplateProcessing", "single": [A_TEXT] * 9}}, "takes the text 9 times"),
-        ({"model": {"type": "WordPiece", "max_input_chars_per_word": 513}}, "max_input_chars_per_word is 513"),
+        ({"model": {"vocab": {}, "max_input_chars_per_word": 201}}, "max_input_chars_per_word is 201; at most 200"),
+        (
+            {"model": {"vocab": {}, "continuing_subword_prefix": "#" * 65}},
+            "subword_prefix is 65; at most 64",
+        ),
+        ({"model": {"vocab": {}, "end_of_word_suffix": "#" * 65}}, "end_of_word_suffix is 65; at most 64"),
+        ({"model": {"vocab": {"a" * 1025: 0}}}, "longest token is 1025; at most 1024"),
+        ({"model": {"vocab": [["a", 0.0], ["a" * 262_144, -2.0]]}}, "longest token is 262144; at most 1024"),
+        ({"added_tokens": [{"content": "a" * 1025}]}, "longest token is 1025; at most 1024"),
+        ({"model": {"vocab": {}, "dropout": 0.5}}, "dropout is 0.5: the same text"),
     ],
 )
 def test_a_tokenizer_that_may_make_a_text_much_longer_is_refused(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleError, match=message):
         Tokenizer(changed(**parts), 16, 1000)
+
+
+def test_other_threads_run_while_a_text_is_tokenised(content: bytes) -> None:
+    tokenizer, text = Tokenizer(content, 512, 30522), ("x" * 99 + " ") * 2600
+    ticks, ended = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not ended.wait(0.001):
+            ticks += 1
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    tokenizer.encode([text], Reading("chunks"), 1024)
+    ended.set()
+    ticking.join()
+    # Held throughout, the interpreter's lock lets it run twice.
+    assert ticks > 20
 
 
 def test_a_key_that_stands_twice_in_a_tokenizer_is_refused() -> None:
@@ -211,7 +247,26 @@ def test_a_key_that_stands_twice_in_a_tokenizer_is_refused() -> None:
     [
         {"normalizer": replacing({"Regex": " {2,}"}, " "), "pre_tokenizer": {"type": "ByteLevel"}},
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": SENTENCEPIECE}},
-        {"normalizer": {"type": "Prepend", "prepend": "\u2581"}},
+        # Of XLM-R, T5, DeBERTa-v3 and ALBERT.
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Precompiled", "precompiled_charsmap": SENTENCEPIECE},
+                    {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"},
+                ],
+            },
+            "pre_tokenizer": {"type": "Metaspace"},
+        },
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Prepend", "prepend": "\u2581"},
+                    {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+                ],
+            }
+        },
     ],
 )
 def test_what_tokenizers_commonly_do_is_not_refused(parts: dict[str, Any]) -> None:

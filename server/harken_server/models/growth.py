@@ -1,33 +1,47 @@
-"""How many times longer a tokenizer.json may make a text: read from the file, before anything is made of it.
+"""How much longer a tokenizer.json may make a text, and how long it may take: read before anything is made of it.
 
 What the library does with a text it does in one piece, and nobody can stop it: four replacements of a character by a
-thousand others ask for terabytes, and the process ends.
+thousand others ask for terabytes, and the process ends. So does one in whose vocabulary a word has a hundred thousand
+characters, when the tree that the library makes of it is let go.
 """
 
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, Final, cast
 
 from harken_server.models.bundle import BundleError
 
-MOST: Final = 64
-"""A text becomes at most so many times as long, beside what Unicode's own forms do to it."""
+MOST: Final = 10
+"""A text becomes at most so many times as long, beside what Unicode's own forms do to it. Each character may become a
+piece, and a piece takes some 200 bytes."""
 
 MOST_STEPS: Final = 16
 """Normalizers and pre-tokenizers, in all: even one that keeps Unicode's forms may add spaces each time."""
 
-WORD_CHARACTERS: Final = 512
+WORD_CHARACTERS: Final = 200
 """WordPiece tries all pieces of a word, so its time grows with the cube of the longest one that it looks at."""
 
+MARK_CHARACTERS: Final = 64
+"""Of what the model puts before or behind the pieces of a word, each time it looks one up."""
+
+TOKEN_CHARACTERS: Final = 1024
+"""Of a token of the vocabulary. The library makes a tree of it as deep as the token is long."""
+
 _SAME_LENGTH: Final = {
-    # Unicode's forms make of one character at most 18, once.
+    # Unicode's forms make of one character at most _UNICODE, once.
     "BertNormalizer", "Strip", "StripAccents", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt",
     "BertPreTokenizer", "CharDelimiterSplit", "Delimiter", "Digits", "FixedLength", "Punctuation", "Split",
     "UnicodeScripts", "Whitespace", "WhitespaceSplit",
 }  # fmt: skip
+_UNICODE: Final = 18
+# A character, a class or an escape, once or more often: what matches nothing at all is none of these.
+_SOMETHING: Final = re.compile(
+    r"(?:[^\\*?+|()\[\]{}^$]|\\[sSwWdDnrt.\\-]|\[(?:\\.|[^\\\]])+\])(?:\+|\{[1-9]\d*(?:,\d*)?\})?", re.DOTALL
+)
 # A character has at most 4 bytes, each of which becomes one, and a space may come before them.
 _BYTE_LEVEL: Final = 5
 # A mark before each piece, which may be one character.
@@ -46,8 +60,8 @@ def check_growth(content: bytes) -> None:
         ]
         growth = prod(_growth(step) for step in steps)
         copies = _copies(tokenizer.get("post_processor"))
-        longest_word = tokenizer["model"].get("max_input_chars_per_word") or 0
-        too_long = longest_word > WORD_CHARACTERS
+        sizes = list(_sizes(tokenizer["model"], tokenizer.get("added_tokens") or []))
+        dropout = tokenizer["model"].get("dropout")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BundleError(f"tokenizer.json: is none that this server can check: {error!r}") from error
     if len(steps) > MOST_STEPS:
@@ -58,10 +72,11 @@ def check_growth(content: bytes) -> None:
         raise BundleError(f"tokenizer.json: may make a text {growth} times as long; at most {MOST} times is served")
     if copies != 1:
         raise BundleError(f"tokenizer.json: its post-processor takes the text {copies} times, not once")
-    if too_long:
-        raise BundleError(
-            f"tokenizer.json: max_input_chars_per_word is {longest_word}; at most {WORD_CHARACTERS} is served"
-        )
+    for what, size, most in sizes:
+        if size > most:
+            raise BundleError(f"tokenizer.json: {what} is {size}; at most {most} is served")
+    if dropout:
+        raise BundleError(f"tokenizer.json: dropout is {dropout}: the same text would become other tokens each time")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,6 +96,18 @@ def _steps(step: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
     return [one for part in step[parts] for one in _steps(part, parts)]
 
 
+def _sizes(model: dict[str, Any], added: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:
+    """What they are, how large they are and may be."""
+    yield "max_input_chars_per_word", model.get("max_input_chars_per_word") or 0, WORD_CHARACTERS
+    for mark in ("continuing_subword_prefix", "end_of_word_suffix"):
+        yield f"the length of {mark}", len(model.get(mark) or ""), MARK_CHARACTERS
+    # Unigram has pairs of a token and its score.
+    vocabulary = model["vocab"]
+    tokens = vocabulary if isinstance(vocabulary, dict) else [token for token, _ in vocabulary]
+    longest = max((len(token) for token in (*tokens, *(one["content"] for one in added))), default=0)
+    yield "the length of its longest token", longest, TOKEN_CHARACTERS
+
+
 def _growth(step: dict[str, Any]) -> int:
     kind = step["type"]
     if kind in _SAME_LENGTH:
@@ -93,12 +120,13 @@ def _growth(step: dict[str, Any]) -> int:
         return 1 + len(step["prepend"])
     if kind == "Replace":
         pattern = step["pattern"]
-        # An expression may match between all characters, and at both ends.
-        found = len(pattern["String"]) if "String" in pattern else 0
         replaced = len(step["content"])
+        # Most expressions may match between all characters, and at both ends.
+        found = len(pattern["String"]) if "String" in pattern else bool(_SOMETHING.fullmatch(pattern["Regex"]))
         return max(1, -(-replaced // found)) if found else 1 + 2 * replaced
     if kind == "Precompiled":
-        return _longest(step["precompiled_charsmap"])
+        longest = _longest(step["precompiled_charsmap"])
+        return longest if longest > _UNICODE else 1
     raise ValueError(f"{kind!r} is not known")
 
 

@@ -1,5 +1,6 @@
 """Text to token ids, off the event loop, with a bound on the work that one text can cause."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from harken_server.models.bundle import BundleError
 from harken_server.models.growth import check_growth
+
+# There are threads of ours, one for each text; the library's own would be one more for each core.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 Ids = npt.NDArray[np.int64]
 Places = npt.NDArray[np.uint32]
@@ -134,7 +138,8 @@ class Tokenizer:
     def _whole(self, text: str, begins: int, places: bool) -> "_Whole":
         """`begins`: where this text begins in the one that its places are of."""
         with _no_panic():
-            encoding = self._tokenizer.encode(text)
+            # Only this form of it lets other threads run meanwhile.
+            (encoding,) = self._tokenizer.encode_batch([text])
         mask = encoding.special_tokens_mask
         special = min(self._special, len(mask))
         # How many of the special tokens stand before the text.

@@ -26,7 +26,7 @@ from harken_server.execution.attention import Attentions, maps_bytes, run_bytes
 from harken_server.execution.batcher import Batcher
 from harken_server.execution.engine import TOKENS
 from harken_server.execution.pending import Pending, Stamps, Vectors
-from harken_server.execution.reductions import ATTENTIONS, Wish, contributions
+from harken_server.execution.reductions import ATTENTIONS, CONTRIBUTIONS, LINKS, ROLLOUT, Sizes, Wish, contributions
 from harken_server.execution.served import ModelKey
 from harken_server.models.repository import Model
 from harken_server.models.tokenizer import Tokens
@@ -91,11 +91,11 @@ class Attend:
         names: Sequence[str],
         deadline: Deadline,
         received_s: float,
-        check_values: Callable[[int], None] = lambda values: None,
+        check_sizes: Callable[[Sizes], None],
     ) -> AsyncIterator[Attended]:
         """What `wish` asks of the first input and, of two, what their tokens add to their similarity.
 
-        The memory of the answer is held until the block ends: let it leave within. `check_values` may refuse an answer
+        The memory of the answer is held until the block ends: let it leave within. `check_sizes` may refuse an answer
         of so many numbers before it is computed. After `check`, raises InvalidRequest, BacklogFull,
         DeadlineUnreachable, LoadFailed, Expired, and what the engine ends a sequence by.
         """
@@ -103,13 +103,16 @@ class Attend:
             parts, fields = await self.service.read(model, options, inputs, names, deadline)
             texts = [tokens for (tokens,) in parts]
             lengths = [len(tokens.ids) for tokens in texts]
-            pair_bytes = 4 * lengths[0] * lengths[1] if len(texts) > 1 else 0
-            answer_bytes = wish.answer_bytes(lengths[0]) + pair_bytes
-            check_values(answer_bytes // 4)
+            sizes = wish.sizes(lengths[0])
+            if len(texts) > 1:
+                sizes[CONTRIBUTIONS] = lengths[0] * lengths[1]
+            check_sizes(sizes)
+            pair_bytes, answer_bytes = 4 * sizes.get(CONTRIBUTIONS, 0), 4 * sum(sizes.values())
             needed_bytes = max(self._needed_bytes(model, wish, lengths[0], fields[0]) + pair_bytes, answer_bytes)
             budget_bytes = self._attentions.budget.budget_bytes
             if needed_bytes > budget_bytes:
-                raise InvalidRequest((AnswerTooLarge(fields[-1], needed_bytes, budget_bytes, maps=True),))
+                field = largest(sizes, fields)
+                raise InvalidRequest((AnswerTooLarge(field, needed_bytes, budget_bytes, maps=True),))
             with self._attentions.budget.holding(answer_bytes, needed_bytes):
                 if wish.anything:
                     await self._load(model, deadline)
@@ -176,6 +179,15 @@ class Attend:
         told = _computed(attended[0]) if attended else {}
         added = await asyncio.to_thread(contributions, *vectors) if pair else None
         return Attended(model, wish, texts, told, added, attended[0].stamps if attended else None)
+
+
+def largest(sizes: Sizes, texts: Sequence[str]) -> str:
+    """The field to blame where an answer of these sizes is too large; `texts`: the fields of the texts.
+
+    What layers and heads do not make smaller is the last text's.
+    """
+    name = max(sizes, key=sizes.__getitem__)
+    return {LINKS: "top_k", ROLLOUT: texts[-1], CONTRIBUTIONS: texts[-1]}.get(name, name)
 
 
 def _computed(pending: Pending) -> Vectors:

@@ -19,6 +19,12 @@ def rows(
     return pb.AttendResponse(rows=pb.AttentionRows(kind=kind, layer=layer, head=head, first=first, rows=tensor(array)))
 
 
+def links(layer: int, first: int, tokens: list[list[int]]) -> pb.AttendResponse:
+    weights = np.array(tokens, np.float32) / np.float32(4 * layer)
+    part = pb.AttentionLinks(layer=layer, first=first, tokens=np.ravel(tokens).tolist(), weights=tensor(weights))
+    return pb.AttendResponse(links=part)
+
+
 MAPS: NDArray[np.float32] = np.arange(2 * 1 * 3 * 3, dtype=np.float32).reshape(2, 1, 3, 3) / np.float32(18)
 TERMS: NDArray[np.float32] = np.array([[0.1, 0.2], [0.0, -0.1], [0.3, 0.0]], np.float32)
 OFFSETS = pb.TokenOffsets(starts=[0, 0, 0], ends=[0, 1, 0])
@@ -28,8 +34,7 @@ TEXT = pb.AttendedText(tokens=["[CLS]", "a", "[SEP]"], ids=[1, 2, 3], offsets=OF
 def answer() -> list[pb.AttendResponse]:
     summary = pb.AttendSummary(
         model="tiny", version=3, input=TEXT, other=pb.AttendedText(ids=[7, 8]), layers=[1, 4], heads=[2],
-        entropy=tensor(np.ones((2, 1), np.float32)), similarity=0.5, parts=5,
-        links=pb.Links(tokens=[0, 1, 2, 2, 1, 0], weights=tensor(np.ones((2, 3, 1), np.float32))),
+        entropy=tensor(np.ones((2, 1), np.float32)), similarity=0.5, parts=8,
         timings=pb.Timings(compute_ns=1_000_000, total_ns=2_000_000),
     )  # fmt: skip
     return [
@@ -39,6 +44,9 @@ def answer() -> list[pb.AttendResponse]:
         rows(pb.MAP_KIND_HEAD, 0, MAPS[1, 0], 4, 2),
         rows(pb.MAP_KIND_ROLLOUT, 0, np.eye(3).astype(np.float32)),
         rows(pb.MAP_KIND_SIMILARITY, 0, TERMS),
+        links(1, 0, [[0], [1]]),
+        links(1, 2, [[2]]),
+        links(4, 0, [[2], [1], [0]]),
     ]
 
 
@@ -60,7 +68,8 @@ def test_the_parts_become_arrays(fake: FakeEncoder, target: str) -> None:
     assert attention.offsets is not None
     assert attention.offsets.tolist() == [[0, 0], [0, 1], [0, 0]]
     assert attention.links is not None
-    assert attention.links.tokens.shape == (2, 3, 1)
+    assert attention.links.tokens.tolist() == [[[0], [1], [2]], [[2], [1], [0]]]
+    assert attention.links.weights.tolist() == [[[0], [0.25], [0.5]], [[0.125], [0.0625], [0]]]
     assert attention.timings is not None
     assert attention.timings.compute_s == 0.001
     assert (attention.mean, attention.received) == (None, None)
@@ -113,6 +122,9 @@ def test_an_answer_that_does_not_fit_together_is_an_error_and_no_array(fake: Fak
         [whole[0], rows(pb.MAP_KIND_HEAD, 2, MAPS[0, 0], 1, 2), *whole[2:]],  # rows beyond the last
         [whole[0], rows(pb.MAP_KIND_UNSPECIFIED, 0, MAPS[0, 0]), *whole[2:]],
         [whole[0], rows(pb.MAP_KIND_HEAD, 0, TERMS, 1, 2), *whole[2:]],  # as wide as another map
+        [*whole[:-1], links(2, 0, [[2], [1], [0]])],  # links of a layer that was not chosen
+        [*whole[:-1], links(4, 1, [[2], [1], [0]])],  # of tokens beyond the last
+        [*whole[:-1], links(4, 0, [[2, 1], [1, 0], [0, 2]])],  # more of each than before
         [],
     ]
     with Client(target) as client:

@@ -61,6 +61,27 @@ def test_the_parts_of_a_long_text_are_rows_and_none_is_large(minilm_server: Runn
     assert len(parts) > 5
 
 
+def test_links_come_in_parts_and_any_client_takes_all_that_there_are(
+    minilm_server: RunningServer,
+) -> None:
+    # attend() is a gRPC client that takes 4 MiB; in one message these would be 8.8 MB.
+    first, *parts = attend(minilm_server, [101] * 502, top_k=512)
+    assert first.summary.parts == len(parts) > 6
+    assert {part.WhichOneof("part") for part in parts} == {"links"}
+    assert max(part.ByteSize() for part in (first, *parts)) < 512 << 10
+    places = [(part.links.layer, part.links.first) for part in parts]
+    assert places == sorted(places)
+    assert sum(part.links.weights.shape[0] for part in parts) == 6 * 502
+    with Client(minilm_server.target) as client:
+        links = client.attend([101] * 502, top_k=512, mean=True)
+    assert links.links is not None
+    assert links.mean is not None
+    np.testing.assert_array_equal(np.sort(links.links.tokens), np.broadcast_to(np.arange(502), (6, 502, 502)))
+    np.testing.assert_array_equal(
+        np.take_along_axis(links.mean, links.links.tokens.astype(int), -1), links.links.weights
+    )
+
+
 def test_what_is_told_follows_from_the_maps(client: Client) -> None:
     attention = client.attend(ANIMAL, maps=True, mean=True, rollout=True, received=True, entropy=True, top_k=4)
     maps, links = attention.maps, attention.links

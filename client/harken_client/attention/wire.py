@@ -50,6 +50,7 @@ class Assembly:
         self._texts = [given if isinstance(given, str) else None for given in (value, other)]
         self._summary: pb.AttendSummary | None = None
         self._maps: dict[int, NDArray[np.float32]] = {}
+        self._links: Links | None = None
         self._left = 0
 
     def take(self, message: pb.AttendResponse) -> None:
@@ -61,7 +62,10 @@ class Assembly:
             return
         self._left -= 1
         try:
-            self._put(message.rows, self._summary)
+            if message.WhichOneof("part") == "links":
+                self._put_links(message.links, self._summary)
+            else:
+                self._put(message.rows, self._summary)
         except (ValueError, IndexError) as error:
             raise InternalError(f"the server's answer to Attend does not fit together: {error}") from None
 
@@ -87,6 +91,15 @@ class Assembly:
         rows = _array(part.rows, np.float32)
         whole[place][part.first : part.first + len(rows)] = rows
 
+    def _put_links(self, part: pb.AttentionLinks, summary: pb.AttendSummary) -> None:
+        weights = _array(part.weights, np.float32)
+        if self._links is None:
+            shape = (len(summary.layers), len(summary.input.ids), weights.shape[1])
+            self._links = Links(np.empty(shape, np.uint32), np.empty(shape, np.float32))
+        layer, rows = list(summary.layers).index(part.layer), slice(part.first, part.first + len(weights))
+        self._links.tokens[layer][rows] = np.array(part.tokens, np.uint32).reshape(weights.shape)
+        self._links.weights[layer][rows] = weights
+
     def whole(self) -> Attention:
         """What has come, all of it. Raises InternalError if something is missing."""
         summary = self._summary
@@ -107,7 +120,7 @@ class Assembly:
             rollout=maps.get(pb.MAP_KIND_ROLLOUT),
             received=_array(summary.received, np.float32) if summary.HasField("received") else None,
             entropy=_array(summary.entropy, np.float32) if summary.HasField("entropy") else None,
-            links=_links(summary.links) if summary.HasField("links") else None,
+            links=self._links,
             pair=Pair(
                 similarity=summary.similarity,
                 contributions=maps[pb.MAP_KIND_SIMILARITY],
@@ -127,11 +140,6 @@ def _text(message: pb.AttendedText) -> dict[str, Any]:
         "offsets": wire.offsets(message.offsets) if message.HasField("offsets") else None,
         "truncated": message.truncated,
     }
-
-
-def _links(message: pb.Links) -> Links:
-    weights = _array(message.weights, np.float32)
-    return Links(np.array(message.tokens, np.uint32).reshape(weights.shape), weights)
 
 
 def _array(tensor: pb.Tensor, dtype: type[np.float32]) -> NDArray[np.float32]:

@@ -465,25 +465,29 @@ class AttendResponse(_message.Message):
 
     SUMMARY_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def summary(self) -> Global___AttendSummary:
         """Once, and first."""
 
     @_builtins.property
     def rows(self) -> Global___AttentionRows:
-        """As many as the summary announces."""
+        """As many of both as the summary announces; links come last."""
 
+    @_builtins.property
+    def links(self) -> Global___AttentionLinks: ...
     def __init__(
         self,
         *,
         summary: Global___AttendSummary | None = ...,
         rows: Global___AttentionRows | None = ...,
+        links: Global___AttentionLinks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "rows", b"rows", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "part", b"part", "rows", b"rows", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "rows", b"rows", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "part", b"part", "rows", b"rows", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["summary", "rows"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["summary", "rows", "links"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -501,7 +505,6 @@ class AttendSummary(_message.Message):
     HEADS_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
     ENTROPY_FIELD_NUMBER: _builtins.int
-    LINKS_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
@@ -513,7 +516,7 @@ class AttendSummary(_message.Message):
     up to it.
     """
     parts: _builtins.int
-    """How many messages of rows follow."""
+    """How many messages of rows and links follow."""
     @_builtins.property
     def input(self) -> Global___AttendedText: ...
     @_builtins.property
@@ -535,8 +538,6 @@ class AttendSummary(_message.Message):
         """float32 [layers, heads], in nats."""
 
     @_builtins.property
-    def links(self) -> Global___Links: ...
-    @_builtins.property
     def timings(self) -> Global___Timings:
         """Of the input. Absent where no attention was asked for."""
 
@@ -551,14 +552,13 @@ class AttendSummary(_message.Message):
         heads: _abc.Iterable[_builtins.int] | None = ...,
         received: Global___Tensor | None = ...,
         entropy: Global___Tensor | None = ...,
-        links: Global___Links | None = ...,
         similarity: _builtins.float | None = ...,
         parts: _builtins.int = ...,
         timings: Global___Timings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "entropy", b"entropy", "input", b"input", "links", b"links", "other", b"other", "received", b"received", "similarity", b"similarity", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "entropy", b"entropy", "input", b"input", "other", b"other", "received", b"received", "similarity", b"similarity", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "entropy", b"entropy", "heads", b"heads", "input", b"input", "layers", b"layers", "links", b"links", "model", b"model", "other", b"other", "parts", b"parts", "received", b"received", "similarity", b"similarity", "timings", b"timings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "entropy", b"entropy", "heads", b"heads", "input", b"input", "layers", b"layers", "model", b"model", "other", b"other", "parts", b"parts", "received", b"received", "similarity", b"similarity", "timings", b"timings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__similarity: _TypeAlias = _typing.Literal["similarity"]  # noqa: Y015
     _WhichOneofArgType__similarity: _TypeAlias = _typing.Literal["_similarity", b"_similarity"]  # noqa: Y015
@@ -603,34 +603,6 @@ class AttendedText(_message.Message):
 Global___AttendedText: _TypeAlias = AttendedText  # noqa: Y015
 
 @_typing.final
-class Links(_message.Message):
-    """[layers, tokens, k], the strongest first."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOKENS_FIELD_NUMBER: _builtins.int
-    WEIGHTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Position of the token that is attended to."""
-
-    @_builtins.property
-    def weights(self) -> Global___Tensor: ...
-    def __init__(
-        self,
-        *,
-        tokens: _abc.Iterable[_builtins.int] | None = ...,
-        weights: Global___Tensor | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "weights", b"weights"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Links: _TypeAlias = Links  # noqa: Y015
-
-@_typing.final
 class AttentionRows(_message.Message):
     """Rows of one map. The maps come in the order of their kinds, layers and heads,
     and a map's rows in order.
@@ -670,6 +642,45 @@ class AttentionRows(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttentionRows: _TypeAlias = AttentionRows  # noqa: Y015
+
+@_typing.final
+class AttentionLinks(_message.Message):
+    """Whom some tokens of one layer attend to most, the strongest first: of each as many
+    as `top_k` says, or as there are tokens. Layers come in order, and their tokens.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    first: _builtins.int
+    """Which token of the text is the first one here."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions of the tokens that are attended to: as many as there are weights."""
+
+    @_builtins.property
+    def weights(self) -> Global___Tensor:
+        """float32 [rows, k]."""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        first: _builtins.int = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        weights: Global___Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "layer", b"layer", "tokens", b"tokens", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttentionLinks: _TypeAlias = AttentionLinks  # noqa: Y015
 
 @_typing.final
 class EncodeStreamRequest(_message.Message):

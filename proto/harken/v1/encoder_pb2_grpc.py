@@ -98,8 +98,9 @@ class EncoderServicer:
     def Attend(self, request, context):
         """What the tokens of a text attend to, and what each token of two texts adds to
         their similarity: to look into the model, not for masses of texts. The first
-        message is the summary; the maps that were asked for follow, some rows a
-        message, so that no text is too long for one. Behaves as bulk work, one at a
+        message is the summary; the maps and links that were asked for follow, some rows
+        a message, so that none is larger than 4 MiB, what gRPC clients take unless told
+        otherwise. Behaves as bulk work, one at a
         time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
         attention graph.
         """

@@ -54,8 +54,9 @@ class EncoderStub:
     Attend: _grpc.UnaryStreamMultiCallable[_encoder_pb2.AttendRequest, _encoder_pb2.AttendResponse]
     """What the tokens of a text attend to, and what each token of two texts adds to
     their similarity: to look into the model, not for masses of texts. The first
-    message is the summary; the maps that were asked for follow, some rows a
-    message, so that no text is too long for one. Behaves as bulk work, one at a
+    message is the summary; the maps and links that were asked for follow, some rows
+    a message, so that none is larger than 4 MiB, what gRPC clients take unless told
+    otherwise. Behaves as bulk work, one at a
     time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
     attention graph.
     """
@@ -84,8 +85,9 @@ class EncoderAsyncStub(EncoderStub):
     Attend: _aio.UnaryStreamMultiCallable[_encoder_pb2.AttendRequest, _encoder_pb2.AttendResponse]  # type: ignore[assignment]
     """What the tokens of a text attend to, and what each token of two texts adds to
     their similarity: to look into the model, not for masses of texts. The first
-    message is the summary; the maps that were asked for follow, some rows a
-    message, so that no text is too long for one. Behaves as bulk work, one at a
+    message is the summary; the maps and links that were asked for follow, some rows
+    a message, so that none is larger than 4 MiB, what gRPC clients take unless told
+    otherwise. Behaves as bulk work, one at a
     time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
     attention graph.
     """
@@ -135,8 +137,9 @@ class EncoderServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_encoder_pb2.AttendResponse], _abc.AsyncIterator[_encoder_pb2.AttendResponse]]:
         """What the tokens of a text attend to, and what each token of two texts adds to
         their similarity: to look into the model, not for masses of texts. The first
-        message is the summary; the maps that were asked for follow, some rows a
-        message, so that no text is too long for one. Behaves as bulk work, one at a
+        message is the summary; the maps and links that were asked for follow, some rows
+        a message, so that none is larger than 4 MiB, what gRPC clients take unless told
+        otherwise. Behaves as bulk work, one at a
         time. FAILED_PRECONDITION, reason NO_ATTENTION, where the model's bundle has no
         attention graph.
         """

@@ -23,7 +23,11 @@ ENTROPY: Final = "entropy"
 LINKS: Final = "links"
 LINK_WEIGHTS: Final = "link_weights"
 
+CONTRIBUTIONS: Final = "contributions"
+
 Float32 = npt.NDArray[np.float32]
+Sizes = dict[str, int]
+"""How many numbers there are of each of the names above, of those that there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,18 @@ class Wish:
         """Whether the maps have to be computed."""
         return self.maps or self.mean or self.rollout or self.received or self.entropy or self.top_k > 0
 
-    def answer_bytes(self, length: int) -> int:
-        """Bytes of what is told of a text of so many tokens."""
+    def sizes(self, length: int) -> Sizes:
+        """Of what is told of a text of so many tokens; links count with their weights."""
         layers, heads, square = len(self.layers), len(self.heads), length * length
-        values = 0
-        values += layers * heads * square if self.maps else 0
-        values += layers * square if self.mean else 0
-        values += square if self.rollout else 0
-        values += layers * heads * length if self.received else 0
-        values += layers * heads if self.entropy else 0
-        values += 2 * layers * length * min(self.top_k, length)
-        return 4 * values
+        sizes = {
+            MAPS: layers * heads * square * self.maps,
+            MEAN: layers * square * self.mean,
+            ROLLOUT: square * self.rollout,
+            RECEIVED: layers * heads * length * self.received,
+            ENTROPY: layers * heads * self.entropy,
+            LINKS: 2 * layers * length * min(self.top_k, length),
+        }
+        return {name: size for name, size in sizes.items() if size}
 
     def of(self, computed: Vectors) -> Vectors:
         """What was asked for, by name, of attentions float32 [N, K, L, L]. It keeps nothing else alive."""

@@ -10,9 +10,18 @@ import numpy.typing as npt
 from harken.v1 import bundle_pb2, encoder_pb2
 
 from harken_server.attend import Attend, Attended
-from harken_server.errors import BadValue, Expired, InvalidRequest, NoContent, OutOfRange, Problem, TooMany
+from harken_server.errors import (
+    AnswerTooLarge,
+    BadValue,
+    Expired,
+    InvalidRequest,
+    NoContent,
+    OutOfRange,
+    Problem,
+    TooMany,
+)
 from harken_server.execution.engine import TOKENS
-from harken_server.execution.reductions import ENTROPY, LINK_WEIGHTS, LINKS, MAPS, MEAN, RECEIVED, ROLLOUT, Wish
+from harken_server.execution.reductions import ENTROPY, LINK_WEIGHTS, LINKS, MAPS, MEAN, RECEIVED, ROLLOUT, Sizes, Wish
 from harken_server.models.tokenizer import Tokens
 from harken_server.rpc.calls import Call, Calls, Context
 from harken_server.rpc.convert import input_of, set_float32, set_timings, truncate_of
@@ -21,7 +30,9 @@ from harken_server.scheduling.waiting import Priority
 from harken_server.values import Options, Truncate
 
 _PART_BYTES: Final = 256 << 10
-"""Of a message of rows: so that writing one takes the event loop no time that others would notice."""
+"""Of a message of rows or links: so that writing one takes the event loop no time that others would notice."""
+_SUMMARY_BYTES: Final = 3 << 20
+"""Of the numbers in a summary: with the tokens of two texts it stays below the 4 MiB that gRPC clients take unasked."""
 
 
 async def attend(
@@ -46,18 +57,29 @@ async def attend(
     messages, names = [request.input, *([request.other] if pair else [])], ["input", "other"][: 1 + pair]
     longest = door.service.max_length
     given = [input_of(message, name, longest, truncate) for message, name in zip(messages, names, strict=True)]
+
+    def check_sizes(sizes: Sizes) -> None:
+        """The summary is one message."""
+        size_bytes = 4 * (sizes.get(RECEIVED, 0) + sizes.get(ENTROPY, 0))
+        if size_bytes > _SUMMARY_BYTES:
+            raise InvalidRequest((AnswerTooLarge(RECEIVED, size_bytes, _SUMMARY_BYTES, maps=True),))
+
     started_s = calls.clock()
-    async with door.answer(model, options, wish, given, names, call.deadline, started_s) as attended:
-        parts = list(_maps(attended))
-        summary = _summary(attended, sum(len(range(0, len(rows), _rows_a_part(rows))) for _, rows in parts))
+    async with door.answer(model, options, wish, given, names, call.deadline, started_s, check_sizes) as attended:
+        maps, links = list(_maps(attended)), list(_links(attended))
+        arrays = [rows for _, rows in maps] + [weights for _, _, weights in links]
+        summary = _summary(attended, sum(len(_firsts(rows)) for rows in arrays))
         calls.attended(call, attended)
         try:
             # A client that never reads would keep the memory for ever.
             async with asyncio.timeout(max_request_s):
                 await context.write(encoder_pb2.AttendResponse(summary=summary).SerializeToString())
-                for of, rows in parts:
-                    for first in range(0, len(rows), _rows_a_part(rows)):
-                        await context.write(_part(of, rows, first))
+                for of, rows in maps:
+                    for first in _firsts(rows):
+                        await context.write(_rows_part(of, rows, first))
+                for layer, tokens, weights in links:
+                    for first in _firsts(weights):
+                        await context.write(_links_part(layer, tokens, weights, first))
         except TimeoutError:
             raise Expired(by_cap=True) from None
         except grpc.aio.InternalError:
@@ -117,9 +139,6 @@ def _summary(attended: Attended, parts: int) -> encoder_pb2.AttendSummary:
     for name, tensor in ((RECEIVED, summary.received), (ENTROPY, summary.entropy)):
         if name in told:
             set_float32(tensor, told[name])
-    if LINKS in told:
-        summary.links.tokens.extend(told[LINKS].ravel().tolist())
-        set_float32(summary.links.weights, told[LINK_WEIGHTS])
     if attended.stamps is not None:
         set_timings(summary.timings, attended.stamps)
     return summary
@@ -156,13 +175,29 @@ def _maps(attended: Attended) -> Iterator[tuple[encoder_pb2.AttentionRows, npt.N
         yield rows(kind=encoder_pb2.MAP_KIND_SIMILARITY), attended.contributions
 
 
-def _rows_a_part(rows: npt.NDArray[np.float32]) -> int:
+def _links(attended: Attended) -> Iterator[tuple[int, npt.NDArray[np.uint32], npt.NDArray[np.float32]]]:
+    """Of each chosen layer its number, and tokens and weights, [L, k] each."""
+    told = attended.told
+    if LINKS in told:
+        yield from zip(attended.wish.layers, told[LINKS], told[LINK_WEIGHTS], strict=True)
+
+
+def _firsts(rows: npt.NDArray[np.float32]) -> range:
+    """The first row of each message; its step is how many rows a message has."""
     size_bytes: int = rows[0].nbytes
-    return max(_PART_BYTES // size_bytes, 1)
+    return range(0, len(rows), max(_PART_BYTES // size_bytes, 1))
 
 
-def _part(of: encoder_pb2.AttentionRows, rows: npt.NDArray[np.float32], first: int) -> bytes:
+def _rows_part(of: encoder_pb2.AttentionRows, rows: npt.NDArray[np.float32], first: int) -> bytes:
     response = encoder_pb2.AttendResponse(rows=of)
     response.rows.first = first
-    set_float32(response.rows.rows, rows[first : first + _rows_a_part(rows)])
+    set_float32(response.rows.rows, rows[first : first + _firsts(rows).step])
+    return response.SerializeToString()
+
+
+def _links_part(layer: int, tokens: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], first: int) -> bytes:
+    end = first + _firsts(weights).step
+    response = encoder_pb2.AttendResponse(links=encoder_pb2.AttentionLinks(layer=layer, first=first))
+    response.links.tokens.extend(tokens[first:end].ravel().tolist())
+    set_float32(response.links.weights, weights[first:end])
     return response.SerializeToString()

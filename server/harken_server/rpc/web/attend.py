@@ -10,9 +10,9 @@ import orjson
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from harken_server.attend import Attend, Attended
+from harken_server.attend import Attend, Attended, largest
 from harken_server.errors import AnswerTooLarge, BadValue, InvalidRequest, NoContent, Problem
-from harken_server.execution.reductions import LINK_WEIGHTS, LINKS, Wish
+from harken_server.execution.reductions import LINK_WEIGHTS, LINKS, Sizes, Wish
 from harken_server.models.tokenizer import Tokens
 from harken_server.rpc.attend import names_of, options_of, wish_of
 from harken_server.rpc.calls import Call
@@ -78,16 +78,16 @@ class AttendPage:
         longest = door.service.max_length
         inputs = [input_of(given[name], name, longest, truncate == "left") for name in names]
 
-        def check_values(values: int) -> None:
-            size_bytes = values * _NUMBER_BYTES[encoding]
+        def check_sizes(sizes: Sizes) -> None:
+            size_bytes = sum(sizes.values()) * _NUMBER_BYTES[encoding]
             if size_bytes > self._max_message_bytes:
-                field = "maps" if wish.maps else "mean" if wish.mean else names[-1]
+                field = largest(sizes, names)
                 raise InvalidRequest((AnswerTooLarge(field, size_bytes, self._max_message_bytes, maps=True),))
 
         started_s = calls.clock()
         try:
             async with door.answer(
-                model, options, wish, inputs, names, call.deadline, started_s, check_values
+                model, options, wish, inputs, names, call.deadline, started_s, check_sizes
             ) as attended:
                 content = await _content(attended, encoding)
                 calls.attended(call, attended)

@@ -158,6 +158,29 @@ def test_over_http_an_answer_over_the_limit_is_refused_by_name_before_it_is_comp
         assert len(attend(server, [5] * 100, model="tiny", maps=True)) == 1 + 4
 
 
+@pytest.mark.parametrize(
+    ("more", "param", "less"),
+    [
+        ({"top_k": 100}, "top_k", "ask for a smaller top_k, or fewer layers"),
+        ({"top_k": 100, "maps": True}, "maps", "ask for fewer layers and heads"),
+        ({"mean": True, "received": True}, "mean", "ask for fewer layers"),
+        ({"rollout": True, "other": [5] * 20}, "other", "send shorter texts"),
+        ({"other": [5] * 100}, "other", "send shorter texts"),
+        ({"received": True}, "received", "ask for fewer layers and heads"),
+    ],
+)
+def test_over_http_what_is_too_large_is_named_and_what_makes_it_smaller(
+    models: Path, more: dict[str, Any], param: str, less: str
+) -> None:
+    body = {"model": "tiny", "input": [5] * 100, **more}
+    with running_server(models, "--max-message-bytes", "4096") as server:
+        replied = posted(server, body)
+    assert (replied.status, replied.json["error"]["param"], replied.json["error"]["code"]) == (
+        400, param, "answer_too_large",
+    )  # fmt: skip
+    assert replied.json["error"]["message"].endswith(f"over the limit of 4096; {less}")
+
+
 def test_it_can_be_turned_off(models: Path) -> None:
     with running_server(models, "--no-attend") as server:
         wrong = attend_refused(server, [1, 2], model="tiny", maps=True)

@@ -21,6 +21,14 @@ _MASKS: Final = {
     "empty": "has no 1: a sequence needs at least one token",
     "holes": "has a 0 between two 1: padding may only stand at the ends",
 }
+_LESS_OF_MAPS: Final = {
+    "maps": "ask for fewer layers and heads",
+    "mean": "ask for fewer layers",
+    "received": "ask for fewer layers and heads",
+    "entropy": "ask for fewer layers and heads",
+    "top_k": "ask for a smaller top_k, or fewer layers",
+}
+"""What to do about an answer of Attend that is too large, by what makes it so; else it is the texts."""
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 _DETAILS: Final = "grpc-status-details-bin"
 
@@ -209,8 +217,8 @@ def _sentence(problem: errors.Problem) -> str:  # one case for each problem
             return f"is {value}, which is none of {', '.join(known)}"
         case errors.AmbiguousModel(_, models):
             return f"must be named, since several are served: {', '.join(models)}"
-        case errors.AnswerTooLarge(_, size_bytes, limit_bytes, maps):
-            less = "ask for fewer layers and heads" if maps else "send fewer inputs a call"
+        case errors.AnswerTooLarge(field, size_bytes, limit_bytes, maps):
+            less = _LESS_OF_MAPS.get(field, "send shorter texts") if maps else "send fewer inputs a call"
             return f"the answer would have {size_bytes} bytes, over the limit of {limit_bytes}; {less}"
         case errors.OverMemoryBudget(_, length, predicted_bytes, budget_bytes):
             return (

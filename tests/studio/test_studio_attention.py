@@ -46,7 +46,7 @@ def cell(one: Opened) -> tuple[int, int, float]:
     """Which cell of the map the line below it tells, counted from 0, and its weight."""
     found = re.search(r"\((\d+)\) to “.*” \((\d+)\): ([0-9.]+)$", one.text("#map-point"))
     assert found is not None
-    return int(found[1]) - 1, int(found[2]) - 1, float(found[3])
+    return int(found[1]), int(found[2]), float(found[3])
 
 
 def test_a_map_is_the_clients_at_each_cell(studio: RunningServer, opened: Open, picture: Callable[..., None]) -> None:
@@ -55,16 +55,18 @@ def test_a_map_is_the_clients_at_each_cell(studio: RunningServer, opened: Open, 
     look(one, TEXT)
     assert one.page.locator("#words button").all_inner_texts() == list(truth.tokens)
     for layer, head in ((0, 0), (3, 7), (5, 11)):
-        choose(one, f"layer {layer + 1}, head {head + 1}")
+        choose(one, f"layer {layer}, head {head}")
         one.page.locator("#map").focus()
         one.page.keyboard.press("Home")
         for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"):
             one.page.keyboard.press(key)
-        one.until("document.querySelector('#map-point').textContent.includes('(2) to')")
+        one.until("document.querySelector('#map-point').textContent.includes('(1) to')")
         i, j, weight = cell(one)
         assert (i, j) == (1, 2)
         assert weight == pytest.approx(float(maps[layer, head, i, j]), abs=6e-5)
         one.page.evaluate("document.activeElement.blur()")
+    assert one.page.locator("#heads thead th").all_inner_texts() == [*map(str, range(12)), "mean"]
+    assert one.page.locator("#heads tbody th").all_inner_texts() == [f"layer {layer}" for layer in range(6)]
     told = one.page.locator("#heads tbody tr").nth(3).locator("input").nth(7).get_attribute("title")
     assert float(str(told).rpartition(" ")[2]) == pytest.approx(entropy_of(maps[3, 7]), abs=0.006)
     picture(one, "attention")
@@ -75,7 +77,7 @@ def test_means_and_the_rollout_can_be_chosen(studio: RunningServer, opened: Open
     one = opened(studio, "attention")
     look(one, TEXT)
     for label, values in (
-        ("layer 2, the mean of its heads", maps[1].mean(axis=0)),
+        ("layer 1, the mean of its heads", maps[1].mean(axis=0)),
         ("the rollout over all layers", np.asarray(truth.rollout)),
     ):
         choose(one, label)
@@ -91,9 +93,9 @@ def test_a_token_that_is_pointed_at_shows_what_it_attends_to(
     truth, maps = attended(studio)
     one = opened(studio, "attention")
     look(one, TEXT)
-    choose(one, "layer 1, head 2")
+    choose(one, "layer 0, head 1")
     one.page.locator("#words button").nth(2).hover()
-    assert one.text("#words-said") == "“animal” (3) attends most to"
+    assert one.text("#words-said") == "“animal” (2) attends most to"
     row = maps[0, 1, 2]
     order = np.argsort(-row, kind="stable")[:8]
     told = [item.rpartition(" ") for item in one.page.locator("#words-links li").all_inner_texts()]
@@ -105,7 +107,7 @@ def test_a_token_that_is_pointed_at_shows_what_it_attends_to(
     # By keys it is the same.
     one.page.locator("#words button").first.focus()
     one.page.keyboard.press("ArrowRight")
-    assert one.text("#words-said") == "“the” (2) attends most to"
+    assert one.text("#words-said") == "“the” (1) attends most to"
 
 
 def test_of_two_texts_the_pairs_add_up_to_their_similarity(

@@ -66,7 +66,7 @@ export function startAttention() {
     say(said, sentence(found));
     words.show(tokens, values, chosen.head === undefined ? means(values) : found.received[chosen.layer][chosen.head]);
     say($("map-of"), nameOf(chosen));
-    drawMap({ title: `Attention, ${nameOf(chosen)}`, values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i + 1}) to “${tokens[j]}” (${j + 1}): ${values[i][j].toFixed(4)}` });
+    drawMap({ title: `Attention, ${nameOf(chosen)}`, values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i}) to “${tokens[j]}” (${j}): ${values[i][j].toFixed(4)}` });
   }
 
   $("attention-form").addEventListener("submit", (event) => {

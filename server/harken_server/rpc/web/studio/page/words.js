@@ -30,7 +30,7 @@ export function startWords() {
     shade(map[at]);
     const order = strongest(map[at]);
     draw(order);
-    say($("words-said"), `“${tokens[at]}” (${at + 1}) attends most to`);
+    say($("words-said"), `“${tokens[at]}” (${at}) attends most to`);
     $("words-links").replaceChildren(...order.slice(0, MOST_ARCS).map((target) =>
       make("li", {}, make("bdi", {}, tokens[target]), ` ${map[at][target].toFixed(3)}`)));
   }

@@ -60,7 +60,7 @@ def lacks_attention(folder: Path) -> bool:
 
 
 def holds_weights(folder: Path, origin: WeightsOrigin) -> bool:
-    """Whether the bundle that is there was made of these weights, by their hash; random ones have none."""
+    """Whether the bundle that is there was made of these weights, by their hash."""
     weights = read_manifest(folder).weights
     return bool(origin.sha256) and weights.sha256 == origin.sha256
 

@@ -112,7 +112,12 @@ def random(config: EncoderConfig, seed: int, precision: Precision = "fp32") -> C
         return numbers if name.startswith("embeddings.") else numbers / math.sqrt(shape[1])
 
     state = {name: draw(name, shape) for name, shape in expected_shapes(config).items()}
-    return Checkpoint(config, state, None, WeightsOrigin(source=f"random, seed {seed}", license="CC0-1.0"))
+    sha256 = hashlib.sha256()
+    for name, tensor in state.items():
+        sha256.update(f"{name} {list(tensor.shape)}\n".encode())
+        sha256.update(tensor.numpy().data)
+    origin = WeightsOrigin(source=f"random, seed {seed}", license="CC0-1.0", sha256=sha256.hexdigest())
+    return Checkpoint(config, state, None, origin)
 
 
 def from_folder(folder: Path, precision: Precision = "fp32") -> Checkpoint:

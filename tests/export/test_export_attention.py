@@ -159,6 +159,22 @@ def test_float32_weights_that_one_file_cannot_hold_are_refused_by_name(
     export_bundle(tiny, tmp_path, "tiny", precision="fp16", attention=False)
 
 
+def test_if_missing_adds_the_graph_to_random_weights_of_the_same_seed_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["random", "--models", str(tmp_path), "--vocab", "64", "--max-length", "16", "--if-missing"]
+    assert cli.run([*arguments, "--no-attention"]) == 0
+    bundle = tmp_path / "random" / "1"
+    before = (bundle / "model.onnx").read_bytes()
+    assert cli.run([*arguments, "--seed", "1"]) == 0
+    assert "is not known to hold these weights" in capsys.readouterr().out.splitlines()[-1]
+    assert not (bundle / "attention.onnx").exists()
+    assert cli.run(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{bundle} is ready"
+    assert (bundle / "attention.onnx").is_file()
+    assert (bundle / "model.onnx").read_bytes() == before
+
+
 def test_if_missing_adds_the_graph_to_the_same_weights_and_leaves_others_alone(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -308,7 +308,9 @@ class WeightsOrigin(_message.Message):
     license: _builtins.str
     """An SPDX identifier, or "unknown"."""
     sha256: _builtins.str
-    """SHA-256 of the weights as they were read, in hex; empty for random weights."""
+    """SHA-256 in hex: of the file that the weights were read from; of random weights, of
+    each tensor's name, shape and numbers.
+    """
     def __init__(
         self,
         *,

@@ -40,7 +40,7 @@ def server(models: Path) -> Iterator[RunningServer]:
 def test_a_model_without_the_graph_says_how_to_export_it(server: RunningServer) -> None:
     wrong = attend_refused(server, [1, 2], model="plain", maps=True)
     assert (wrong.code, wrong.reason) == ("FAILED_PRECONDITION", "NO_ATTENTION")
-    assert "export it again with harken-export" in wrong.message
+    assert "export it again with harken-export --if-missing" in wrong.message
     assert "plain/1" in wrong.message
     replied = posted(server, {"model": "plain", "input": [1, 2]})
     assert (replied.status, replied.json["error"]["code"]) == (409, "no_attention")

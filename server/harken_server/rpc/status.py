@@ -129,8 +129,9 @@ def _describe(refusal: errors.Refusal) -> _Description:  # one case for each ref
             return code.UNIMPLEMENTED, "TURNED_OFF", message, {"setting": setting}, None
         case errors.CannotAttend(model, version, ""):
             message = (
-                f"{model}/{version} has no attention graph: export it again with harken-export (without "
-                "--no-attention), which writes attention.onnx beside model.onnx, and load it"
+                f"{model}/{version} has no attention graph: export it again with harken-export --if-missing (without "
+                "--no-attention), or --force if its weights have changed; it writes attention.onnx beside "
+                "model.onnx. Then load it"
             )
             metadata = {"model": _cut(model), "version": str(version)}
             return code.FAILED_PRECONDITION, "NO_ATTENTION", message, metadata, None

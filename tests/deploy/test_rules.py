@@ -108,10 +108,10 @@ def test_recorded_names_follow_prometheus_convention() -> None:
             assert re.fullmatch(r"[a-z_]+", metric)
             assert re.fullmatch(r"(ratio|budget_left)(_rate)?(\d+[mhd])?", operation), rule["record"]
             window = re.search(r"\d+[mhd]$", operation)
-            ranges = set(re.findall(r"\[(\w+)\]", rule["expr"]))
+            ranges = set(re.findall(r"\[(\d+\w+)\]", rule["expr"]))
             assert ranges == ({window[0]} if window else set()), rule["record"]
             by_metric.setdefault(rule["record"].rstrip("0123456789mhd"), set()).add(
-                re.sub(r"\[\w+\]", "", rule["expr"])
+                re.sub(r"\[\d+\w+\]", "", rule["expr"])
             )
     # Of one metric all windows ask for the same.
     assert [metric for metric, asked in by_metric.items() if len(asked) > 1] == []

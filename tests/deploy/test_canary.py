@@ -1,4 +1,4 @@
-"""The component canary in the overlays of production, as docs/kubernetes.md says to put it there: two versions, two sizes."""
+"""The component canary in the overlays of production, as docs/kubernetes.md puts it there: two versions, two sizes."""
 
 from pathlib import Path
 from shutil import copytree

@@ -85,6 +85,10 @@ def test_forty_texts_fit_any_window(studio: RunningServer, opened: Open, size: t
     one.compare(*[f"{'Text' if number % 3 else 'A longer text, with the'} number {number}" for number in range(40)])
     assert matrix(one).shape == (40, 40)
     assert one.overflow() <= 0
+    # No figure breaks into two lines.
+    lines = "(range => [...document.querySelectorAll('#matrix td[data-at]')].map(cell => "
+    lines += "(range.selectNodeContents(cell), range.getClientRects().length)))(document.createRange())"
+    assert set(one.page.evaluate(lines)) == {1}
     one.compare("w" * 3000, "two")
     assert one.overflow() <= 0
 

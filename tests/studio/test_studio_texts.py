@@ -112,10 +112,24 @@ def test_the_servers_error_is_shown_with_its_field_and_limit(minilm_models: Path
         one.done("#texts-said")
         one.compare(*"abcdefghij")
         assert one.text("#texts-said") == "The server refuses: texts: has 10 elements, over the limit of 9"
+        assert not one.page.locator("#texts-results").is_visible(), "the examples' matrix below what was refused"
         one.compare("a", "b" * 101)
         assert one.text("#texts-said") == "The server refuses: texts[1]: has 101 bytes, over the limit of 100"
         one.compare("a", "b")
         assert one.text("#texts-said").startswith("2 texts, ")
+        assert one.page.locator("#texts-results").is_visible()
+
+
+def test_with_the_server_gone_no_result_of_before_stays_below_the_error(minilm_models: Path, opened: Open) -> None:
+    with running_server(minilm_models, *QUICK) as server:
+        one = opened(server, forgiven="ERR_|Failed to fetch")
+        one.done("#texts-said")
+        assert one.page.locator("#texts-results").is_visible()
+        server.process.kill()
+        server.process.wait()
+        one.compare("a", "b")
+        assert "wrong" in str(one.page.get_attribute("#texts-said", "class"))
+        assert not one.page.locator("#texts-results").is_visible()
 
 
 def test_everything_can_be_done_by_keyboard(studio: RunningServer, opened: Open) -> None:

@@ -42,11 +42,13 @@ export function startAttention() {
       showHeads(found, (chosen) => choose(chosen));
       await choose({ layer: 0, head: 0 });
     } catch (error) {
-      if (!signal.aborted) {
-        $("attention-results").hidden = true;
-        say(said, told(error), true);
-      }
+      if (!signal.aborted) fail(error);
     }
+  }
+
+  function fail(error) {
+    $("attention-results").hidden = true;
+    say(said, told(error), true);
   }
 
   async function choose(chosen) {
@@ -88,7 +90,8 @@ export function startAttention() {
         await offerModels($("attention-model"), $("attention-model-row"), wanted);
         wanted = undefined;
       } catch (error) {
-        say(said, told(error), true);
+        entered = false;
+        fail(error);
         return;
       }
       if (!entered) look();

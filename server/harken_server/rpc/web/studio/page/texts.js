@@ -45,8 +45,14 @@ export function startTexts(attend) {
       $("texts-results").hidden = false;
       choose(0);
     } catch (error) {
-      if (!signal.aborted) say(said, told(error), true);
+      if (!signal.aborted) fail(error);
     }
+  }
+
+  /** What was found before answers what was asked before: it would seem to belong to what was refused. */
+  function fail(error) {
+    $("texts-results").hidden = true;
+    say(said, told(error), true);
   }
 
   function choose(index) {
@@ -81,7 +87,8 @@ export function startTexts(attend) {
       try {
         await offerModels($("texts-model"), $("texts-model-row"));
       } catch (error) {
-        say(said, told(error), true);
+        entered = false;
+        fail(error);
         return;
       }
       // The examples, so that there is something to see at once.

@@ -129,6 +129,17 @@ def test_of_two_texts_the_pairs_add_up_to_their_similarity(
     assert not one.page.locator("#pair").is_visible()
 
 
+def test_control_and_enter_ask_from_either_field(studio: RunningServer, opened: Open) -> None:
+    one = opened(studio, "attention")
+    one.done("#attention-said")
+    one.page.fill("#attention-input", "first text")
+    one.page.press("#attention-input", "Control+Enter")
+    one.says("#attention-said", "4 tokens")
+    one.page.fill("#attention-other", "the second one")
+    one.page.press("#attention-other", "Control+Enter")
+    one.says("#pair-said", "Their cosine is")
+
+
 def test_a_text_goes_from_the_texts_to_its_attention(studio: RunningServer, opened: Open) -> None:
     one = opened(studio)
     one.compare("first text", "the second one")

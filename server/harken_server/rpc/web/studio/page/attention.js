@@ -2,7 +2,7 @@
 
 import { told } from "./api.js";
 import { map, summary } from "./attend.js";
-import { $, say } from "./dom.js";
+import { $, say, sentByKeys } from "./dom.js";
 import { heatMap } from "./heatmap.js";
 import { nameOf, showHeads } from "./heads.js";
 import { offerModels } from "./models.js";
@@ -75,6 +75,7 @@ export function startAttention() {
     event.preventDefault();
     look();
   });
+  for (const id of ["attention-input", "attention-other"]) sentByKeys($(id), look);
   $("attention-input").value = EXAMPLE;
 
   return {

@@ -34,6 +34,16 @@ export function say(place, text, wrong = false) {
   if (place.textContent !== text) place.textContent = text;
 }
 
+/** Call `send` at Ctrl+Enter, or Cmd+Enter, in a field of several lines. */
+export function sentByKeys(field, send) {
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      send();
+    }
+  });
+}
+
 /** The colours that canvases draw with, as they are now, by the names of their custom properties. */
 export function colours() {
   const style = getComputedStyle(document.documentElement);

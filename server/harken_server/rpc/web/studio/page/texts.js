@@ -1,7 +1,7 @@
 // The view of texts: what the model reads of each, and how near they are to one another.
 
 import { post, told } from "./api.js";
-import { $, say } from "./dom.js";
+import { $, say, sentByKeys } from "./dom.js";
 import { showMatrix } from "./matrix.js";
 import { offerModels } from "./models.js";
 import { showNearest } from "./nearest.js";
@@ -69,12 +69,7 @@ export function startTexts(attend) {
     event.preventDefault();
     compare();
   });
-  input.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      event.preventDefault();
-      compare();
-    }
-  });
+  sentByKeys(input, compare);
   $("texts-clear").addEventListener("click", () => {
     input.value = "";
     input.focus();

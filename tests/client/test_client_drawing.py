@@ -181,3 +181,8 @@ def test_a_browser_draws_it_and_nothing_that_a_text_tries_runs(tmp_path: Path) -
     (status,) = [text for attributes, text in drawn.of("p") if attributes.get("id") == "status"]
     assert "similarity of the two texts" in status
     assert len(drawn.of("script")) == 2
+    hints = {attributes.get("id"): text for attributes, text in drawn.of("p") if attributes.get("class") == "hint"}
+    for name in ("tokens-hint", "map-hint"):
+        assert "add to the similarity" in hints[name]
+        assert "attend" not in hints[name], "terms of a similarity are no attention"
+    assert ({"id": "whose"}, "Of the first text. ") in drawn.of("span")

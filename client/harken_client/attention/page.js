@@ -50,9 +50,23 @@ if (data.pair) {
   });
 }
 
-at("about").textContent = `${data.model}, ${length} tokens` +
+at("about").textContent = `${data.model}, ${others ? `two texts of ${length} and ${others.length}` : length} tokens` +
   (data.truncated ? "; the text was longer than the model and lost a part" : "") + (data.note ? `. ${data.note}` : "");
+if (others) at("whose").textContent = "Of the first text. ";
 let current = 0, row = 0, column = 0;
+// What is said of a map of attention, and of the terms of a similarity, which are no attention.
+const HINTS = {
+  attention: {
+    tokens: "Point at a token, or move with the arrow keys: what it attends to is shaded, its strongest links are arcs.",
+    map: "Rows attend to columns; the fullest colour is what is strongest in this map.",
+  },
+  similarity: {
+    tokens: "Point at a token of the first text, or move with the arrow keys: what it and each token of the second text " +
+      "add to the similarity is shaded, the largest parts are arcs.",
+    map: "Rows are the first text's tokens, columns the second's; a cell is what the two add to the similarity, " +
+      "in the other colour what they take from it.",
+  },
+};
 
 const paints = () => {
   const style = getComputedStyle(document.documentElement);
@@ -179,6 +193,9 @@ function choose(i, j) {
   if (!asked) asked = requestAnimationFrame(() => { asked = 0; drawTokens(); drawHeat(); tell(); });
 }
 function show(index) {
+  const hints = maps[index].signed ? HINTS.similarity : HINTS.attention;
+  at("tokens-hint").textContent = hints.tokens + (others && !maps[index].signed ? " Of the first text." : "");
+  at("map-hint").textContent = `${hints.map} Point at a cell, or move with the arrow keys.`;
   current = index; at("which").value = String(index);
   at("zoom").max = Math.max(2, Math.min(24, Math.floor(MOST_PIXELS / Math.max(length, maps[index].columns.length))));
   document.querySelectorAll("#gallery button").forEach(button => {

@@ -36,8 +36,10 @@ def save_png(attention: Attention, path: Path) -> None:
     figure.suptitle(f"{attention.model}/{attention.version}: {title}".replace("$", r"\$"))
     above, *below = figure.subfigures(1 + bool(rows), 1, height_ratios=[_MAP_INCHES, gallery_inches][: 1 + bool(rows)],
                                       squeeze=False)[:, 0]  # fmt: skip
-    _draw(above.subplots(), main, _names(attention), columns)
+    labels = ("attended to", "token") if attention.pair is None else ("second text", "first text")
+    _draw(above.subplots(), main, (_names(attention), columns), labels)
     if rows:
+        below[0].suptitle(_caption(attention), fontsize=8)
         grid = below[0].subplots(len(rows), len(attention.heads), squeeze=False)
         for row, maps, layer in zip(grid, rows, attention.layers, strict=True):
             for axes, one, head in zip(row, maps, attention.heads, strict=True):
@@ -69,7 +71,17 @@ def _names(attention: Attention) -> list[str]:
     return list(attention.tokens) or [str(token) for token in attention.ids]
 
 
-def _draw(axes: Any, array: NDArray[np.float32], rows: list[str], columns: list[str]) -> None:
+def _caption(attention: Attention) -> str:
+    """Of the heads' maps."""
+    whose = "" if attention.pair is None else "of the first text, "
+    return f"attention heads, {whose}each named layer.head"
+
+
+def _draw(
+    axes: Any, array: NDArray[np.float32], names_of: tuple[list[str], list[str]], labels: tuple[str, str]
+) -> None:
+    """`names_of` rows and columns; `labels` of the axes x and y."""
+    rows, columns = names_of
     if array.min() < 0.0:
         most = float(np.abs(array).max())
         axes.imshow(array, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
@@ -80,5 +92,5 @@ def _draw(axes: Any, array: NDArray[np.float32], rows: list[str], columns: list[
         step = -(-len(names) // _LABELED)
         shown = [name.replace("$", r"\$") for name in names[::step]]
         set_ticks(range(0, len(names), step), shown, fontsize=size, rotation=rotation)
-    axes.set_xlabel("attended to")
-    axes.set_ylabel("token")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harken_client import Attention, Pair
+from harken_client.attention.picture import figure_of
 
 ATTACKS = [
     "</script><script>alert(1)</script>",
@@ -153,6 +154,33 @@ def test_a_picture_is_a_png_of_all_heads_also_of_512_tokens_of_any_script(tmp_pa
         attention.save(path)
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000
+
+
+def test_a_picture_says_what_rows_columns_and_heads_are() -> None:
+    def words(attention: Attention) -> tuple[str, str, str]:
+        above, heads = figure_of(attention).subfigs
+        return above.axes[0].get_ylabel(), above.axes[0].get_xlabel(), heads.get_suptitle()
+
+    darkest = "each named layer.head; darkest: 99.5th percentile of the head's own"
+    assert words(attention_of(["a", "b"])) == ("token", "attended to", f"attention heads, {darkest}")
+    assert words(attention_of(["a", "b"], pair=pair_of(["c"], 2))) == (
+        "first text", "second text", f"attention heads, of the first text, {darkest}",
+    )  # fmt: skip
+
+
+def test_in_a_picture_of_a_long_text_no_head_is_blank() -> None:
+    attention = attention_of(["word"] * 512)
+    assert attention.maps is not None
+    # All on one token, of which a smaller picture might leave out the column; and each on all alike.
+    attention.maps[0, 0] = np.eye(512, dtype=np.float32)[509]
+    attention.maps[0, 1] = 1 / 512
+    drawn = [axes.images[0] for axes in figure_of(attention).subfigs[1].axes]
+    for image in drawn:
+        shades = np.asarray(image.norm(image.get_array()))
+        assert len(shades) <= 100
+        assert shades.max() >= 1.0
+    column = np.asarray(drawn[0].norm(drawn[0].get_array()))[:, -1]
+    assert (column == 1.0).all()
 
 
 def test_nothing_to_draw_and_other_endings_are_told(tmp_path: Path) -> None:

@@ -13,6 +13,11 @@ _LABELED: Final = 64
 """As many tokens have their names beside a map; of more every second, third, ... has."""
 _HEAD_INCHES: Final = 1.1
 _MAP_INCHES: Final = 7.0
+_THUMB: Final = 100
+"""Cells a side of a head's map, below its pixels: of more cells the strongest stand for their neighbours."""
+_FULL_PERCENT: Final = 99.5
+"""Of the cells of a head's map that are not drawn darkest: few must not pale all others."""
+_DPI: Final = 150
 
 
 class NoPlot(Exception):
@@ -21,6 +26,15 @@ class NoPlot(Exception):
 
 def save_png(attention: Attention, path: Path) -> None:
     """Write a PNG: the main map with its tokens, and all heads' maps below. Raises NoPlot, ValueError without a map."""
+    figure = figure_of(attention)
+    with warnings.catch_warnings():
+        # A box stands for a letter that the font has not.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(path, dpi=_DPI, format="png")
+
+
+def figure_of(attention: Attention) -> Any:
+    """What is written: a matplotlib Figure. Raises as save_png does."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
         from matplotlib.figure import Figure  # noqa: PLC0415 - as above
@@ -43,14 +57,21 @@ def save_png(attention: Attention, path: Path) -> None:
         grid = below[0].subplots(len(rows), len(attention.heads), squeeze=False)
         for row, maps, layer in zip(grid, rows, attention.layers, strict=True):
             for axes, one, head in zip(row, maps, attention.heads, strict=True):
-                axes.imshow(np.sqrt(one), vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto", interpolation="nearest")
+                cells = np.sqrt(_pooled(one))
+                full = max(float(np.percentile(cells, _FULL_PERCENT)), 1e-6)
+                axes.imshow(cells, vmin=0.0, vmax=full, cmap="Blues", aspect="auto", interpolation="nearest")
                 axes.set_xticks([])
                 axes.set_yticks([])
                 axes.set_title(f"{layer}.{head}", fontsize=6, pad=1)
-    with warnings.catch_warnings():
-        # A box stands for a letter that the font has not.
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _pooled(one: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A map [L, L] in at most _THUMB cells a side, each the strongest of those that it stands for."""
+    side = min(len(one), _THUMB)
+    edges = np.arange(side) * len(one) // side
+    pooled: NDArray[np.float32] = np.maximum.reduceat(np.maximum.reduceat(one, edges, axis=0), edges, axis=1)
+    return pooled
 
 
 def _main(attention: Attention) -> tuple[str, NDArray[np.float32], list[str]]:
@@ -74,7 +95,7 @@ def _names(attention: Attention) -> list[str]:
 def _caption(attention: Attention) -> str:
     """Of the heads' maps."""
     whose = "" if attention.pair is None else "of the first text, "
-    return f"attention heads, {whose}each named layer.head"
+    return f"attention heads, {whose}each named layer.head; darkest: {_FULL_PERCENT}th percentile of the head's own"
 
 
 def _draw(

@@ -221,7 +221,7 @@ def attend(
     timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Draw what the tokens of a text attend to: heat maps of each head, arcs between tokens, a gallery of heads."""
-    if out is not None and out.suffix not in (".html", ".png"):
+    if out is not None and out.suffix.lower() not in (".html", ".png"):
         fail(2, f"--out ends in .html or .png, not as {out.name}")
     if out is not None:
         check_writable(out)
@@ -239,9 +239,12 @@ def attend(
         return
     try:
         attention.save(out)
-    except (NoPlot, OSError) as error:
+    except NoPlot as error:
         fail(2, error)
-    print(f"{out}: {len(attention.ids)} tokens, {len(attention.layers)} layers, {len(attention.heads)} heads")
+    except OSError as error:
+        fail(2, f"{out} cannot be written: {error.strerror or error}")
+    counts = {"token": len(attention.ids), "layer": len(attention.layers), "head": len(attention.heads)}
+    print(f"{out}: " + ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items()))
 
 
 @app.command()

@@ -18,6 +18,21 @@ def test_it_draws_a_page_and_a_picture(minilm_server: RunningServer, tmp_path: P
         assert out.read_bytes().startswith(begins)
 
 
+def test_an_ending_may_be_in_capitals_and_one_is_one(minilm_server: RunningServer, tmp_path: Path) -> None:
+    for name, begins in (("A.HTML", b"<!doctype html>"), ("A.PNG", b"\x89PNG")):
+        out = tmp_path / name
+        ran = harken("attend", "a", "--layer", "2", "--head", "0", "--out", str(out), "--server", minilm_server.target)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"{out}: 3 tokens, 1 layer, 1 head\n", "")
+        assert out.read_bytes().startswith(begins)
+
+
+def test_what_cannot_be_written_in_the_end_is_told_in_words(minilm_server: RunningServer, tmp_path: Path) -> None:
+    (tmp_path / "full.html").symlink_to("/dev/full")
+    ran = harken("attend", "a", "--out", str(tmp_path / "full.html"), "--server", minilm_server.target)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.endswith(f"{tmp_path}/full.html cannot be written: No space left on device\n")
+
+
 def test_without_a_file_it_prints_each_token_and_what_it_attends_to(minilm_server: RunningServer) -> None:
     ran = harken(
         "attend", "A [b]cat[/b] sleeps.", "--other", "A kitten naps.", "--layer", "2", "-s", minilm_server.target

@@ -124,6 +124,7 @@ def test_a_model_that_is_not_served_and_no_input_at_all(server: RunningServer) -
         ({"map": True}, "map"),
         ({"maps": "yes"}, "maps"),
         ({"layers": 1}, "layers"),
+        ({"layers": [1.5]}, "layers"),
         ({"layers": [True]}, "layers"),
         ({"layers": [-1]}, "layers[0]"),
         ({"layers": [1 << 70]}, "layers"),
@@ -139,6 +140,8 @@ def test_a_model_that_is_not_served_and_no_input_at_all(server: RunningServer) -
 def test_a_body_is_checked_field_by_field(server: RunningServer, body: dict[str, Any], param: str) -> None:
     replied = posted(server, {"model": "tiny", "input": [1, 2], **body})
     assert (replied.status, replied.json["error"]["param"]) == (400, param)
+    if param == "layers":
+        assert "is not a list of whole numbers" in replied.json["error"]["message"]
     assert replied.headers["x-should-retry"] == "false"
 
 

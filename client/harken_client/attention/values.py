@@ -120,9 +120,9 @@ class Attention:
     def save(self, path: str | Path) -> None:
         """Write the page, or with matplotlib a picture, as `path` ends: .html or .png. Raises ValueError else."""
         path = Path(path)
-        if path.suffix == ".html":
+        if path.suffix.lower() == ".html":
             path.write_text(self.html(), encoding="utf-8")
-        elif path.suffix == ".png":
+        elif path.suffix.lower() == ".png":
             from harken_client.attention.picture import save_png  # noqa: PLC0415 - as above
 
             save_png(self, path)

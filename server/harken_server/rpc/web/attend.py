@@ -105,11 +105,11 @@ def _check(given: dict[str, Any], problems: list[Problem]) -> None:
     for name in ("version", "top_k"):
         number = given.get(name, 0)
         if type(number) is not int or not 0 <= number <= _MOST:
-            problems.append(BadValue(name, shown(number), f"a number from 0 to {_MOST}"))
+            problems.append(BadValue(name, shown(number), f"a whole number from 0 to {_MOST}"))
     for name in _NUMBERS:
         numbers = given.get(name, [])
         if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
-            problems.append(BadValue(name, shown(numbers), "a list of numbers, counted from 0"))
+            problems.append(BadValue(name, shown(numbers), "a list of whole numbers, counted from 0"))
     if not isinstance(given.get("model", ""), str):
         problems.append(BadValue("model", shown(given["model"]), "the name of a model"))
     encoding = given.get("encoding_format", "float")

@@ -161,7 +161,7 @@ def test_a_picture_says_what_rows_columns_and_heads_are() -> None:
         above, heads = figure_of(attention).subfigs
         return above.axes[0].get_ylabel(), above.axes[0].get_xlabel(), heads.get_suptitle()
 
-    darkest = "each named layer.head; darkest: 99.5th percentile of the head's own"
+    darkest = "each named layer.head; darkest: 99.5th percentile of the head's own weights"
     assert words(attention_of(["a", "b"])) == ("token", "attended to", f"attention heads, {darkest}")
     assert words(attention_of(["a", "b"], pair=pair_of(["c"], 2))) == (
         "first text", "second text", f"attention heads, of the first text, {darkest}",

@@ -95,7 +95,8 @@ def _names(attention: Attention) -> list[str]:
 def _caption(attention: Attention) -> str:
     """Of the heads' maps."""
     whose = "" if attention.pair is None else "of the first text, "
-    return f"attention heads, {whose}each named layer.head; darkest: {_FULL_PERCENT}th percentile of the head's own"
+    darkest = f"{_FULL_PERCENT}th percentile of the head's own weights"
+    return f"attention heads, {whose}each named layer.head; darkest: {darkest}"
 
 
 def _draw(

@@ -58,14 +58,8 @@ async def attend(
     longest = door.service.max_length
     given = [input_of(message, name, longest, truncate) for message, name in zip(messages, names, strict=True)]
 
-    def check_sizes(sizes: Sizes) -> None:
-        """The summary is one message."""
-        size_bytes = 4 * (sizes.get(RECEIVED, 0) + sizes.get(ENTROPY, 0))
-        if size_bytes > _SUMMARY_BYTES:
-            raise InvalidRequest((AnswerTooLarge(RECEIVED, size_bytes, _SUMMARY_BYTES, maps=True),))
-
     started_s = calls.clock()
-    async with door.answer(model, options, wish, given, names, call.deadline, started_s, check_sizes) as attended:
+    async with door.answer(model, options, wish, given, names, call.deadline, started_s, check_summary) as attended:
         maps, links = list(_maps(attended)), list(_links(attended))
         arrays = [rows for _, rows in maps] + [weights for _, _, weights in links]
         summary = _summary(attended, sum(len(_firsts(rows)) for rows in arrays))
@@ -85,6 +79,13 @@ async def attend(
         except grpc.aio.InternalError:
             # What gRPC makes of a write whose caller is gone.
             raise asyncio.CancelledError from None
+
+
+def check_summary(sizes: Sizes) -> None:
+    """The summary is one message. Raises InvalidRequest if what is told in it would be too large for that."""
+    size_bytes = 4 * (sizes.get(RECEIVED, 0) + sizes.get(ENTROPY, 0))
+    if size_bytes > _SUMMARY_BYTES:
+        raise InvalidRequest((AnswerTooLarge(RECEIVED, size_bytes, _SUMMARY_BYTES, maps=True),))
 
 
 def options_of(call: Call, truncate: Truncate) -> Options:

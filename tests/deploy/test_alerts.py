@@ -7,6 +7,7 @@ nothing else differs, and promtool's unit tests hold the true durations.
 import datetime
 import resource
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,6 +183,30 @@ def test_a_server_that_is_killed_is_not_ready_until_another_one_takes_its_place(
         port = str(server.metrics_port)
     with running_server(tiny_models, "--warmup-s", "1", "--metrics-port", port):
         says(record_property, fired_s, prometheus.wait_cleared(job, name))
+
+
+def test_no_server_is_ready_while_none_is_scraped_any_more(
+    tiny_models: Path, prometheus: RunningPrometheus, record_property: Found
+) -> None:
+    name, job = "HarkenNoServerReady", "vanished"
+    with running_server(tiny_models, "--warmup-s", "1") as server:
+        prometheus.scrape(job, server)
+        prometheus.wait_until("a scrape", lambda: prometheus.query(f'harken_ready{{job="{job}"}} == 1'))
+        prometheus.scrape(job)
+        fired_s = prometheus.wait_firing(job, name)
+        assert prometheus.query(f'up{{job="{job}"}}') == []
+        prometheus.scrape(job, server)
+        says(record_property, fired_s, prometheus.wait_cleared(job, name))
+
+
+def test_a_server_that_never_answered_is_not_ready(prometheus: RunningPrometheus) -> None:
+    name, job = "HarkenNotReady", "new-harken"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        prometheus.scrape_ports(job, taken.getsockname()[1])
+        taken.close()
+    prometheus.wait_firing(job, name)
+    prometheus.scrape(job)
+    prometheus.wait_cleared(job, name)
 
 
 def test_a_server_that_drains_is_not_ready(tiny_models: Path, prometheus: RunningPrometheus) -> None:

@@ -52,9 +52,13 @@ class RunningPrometheus:
 
     def scrape(self, job: str, *servers: RunningServer) -> None:
         """From now on these, and nobody else under this name."""
+        self.scrape_ports(job, *(server.metrics_port for server in servers))
+
+    def scrape_ports(self, job: str, *ports: int) -> None:
+        """The same, by the ports of their metrics, whoever listens there."""
         jobs = json.loads(self.targets.read_text())
         jobs = [one for one in jobs if one["labels"]["job"] != job]
-        jobs.append({"labels": {"job": job}, "targets": [f"127.0.0.1:{server.metrics_port}" for server in servers]})
+        jobs.append({"labels": {"job": job}, "targets": [f"127.0.0.1:{port}" for port in ports]})
         new = self.targets.with_suffix(".new")
         new.write_text(json.dumps(jobs))
         new.rename(self.targets)

@@ -83,6 +83,9 @@ def test_prometheus_accepts_its_configuration_and_the_rules_and_scrapes_the_serv
         [tool("promtool"), "check", "config", tmp_path / "prometheus.yaml"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    # For the dashboard's budgets of 30 days, and its exemplars.
+    options = services["prometheus"]["command"]
+    assert {"--storage.tsdb.retention.time=31d", "--enable-feature=exemplar-storage"} <= set(options)
     configuration = yaml.safe_load((tmp_path / "prometheus.yaml").read_text(encoding="utf-8"))
     (scrape,) = configuration["scrape_configs"]
     (target,) = scrape["static_configs"][0]["targets"]

@@ -66,3 +66,17 @@ def test_the_numbers_of_the_page_are_those_of_the_manifests() -> None:
     large = container["resources"]["limits"]
     assert (small, large) == ({"cpu": "1", "memory": "1Gi"}, {"cpu": "4", "memory": "3Gi"})
     assert "1 GiB for one core, 3 GiB for four" in rows["memory"]
+
+
+def test_the_load_job_asks_for_more_than_two_pods_bear_however_slow_the_answers_are() -> None:
+    """Three pods are wanted above 1.4 lanes' worth; 285 sequences/s of a core are beyond a CPU in fp32."""
+    job = find(rendered("load"), "Job", "harken-load")
+    (container,) = pod_of(job)["containers"]
+    given = dict(argument.removeprefix("--").split("=") for argument in container["args"] if "=" in argument)
+    assert "concurrency" not in given
+    assert float(given["rate"]) >= 1.4 * 285
+    # The client meets new pods as its connections reach their age.
+    settings = load([], environment(rendered("base"), pod_of(find(rendered("base"), "Deployment"))["containers"][0]))
+    assert float(given["duration"]) >= 2 * settings.max_connection_age_s
+    assert job["spec"]["activeDeadlineSeconds"] > float(given["duration"]) + 60
+    assert f"after {float(given['duration']) / 60:.0f} minutes" in PAGE

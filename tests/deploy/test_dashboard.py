@@ -24,7 +24,9 @@ from support.prometheus import MONITORING, RULES, RunningPrometheus, running_pro
 
 GRAFANA: Final = MONITORING / "grafana"
 JOB: Final = "harken"
-VARIABLES: Final = {"$job": JOB, "$instance": ".*", "$model": ".*", "$__rate_interval": "3s"}
+VARIABLES: Final = {
+    "$namespace": ".*", "$job": JOB, "$track": ".*", "$instance": ".*", "$model": ".*", "$__rate_interval": "3s",
+}  # fmt: skip
 
 # What each of a panel's queries does in the phase that provokes it, against one caller with short sequences: some
 # series goes up or down, or either. A panel that is in no phase fails the test.
@@ -152,7 +154,7 @@ def test_the_page_is_what_its_source_gives() -> None:
 def test_every_panel_is_described_has_its_own_place_and_asks_the_chosen_source() -> None:
     page = dashboard()
     names = [variable["name"] for variable in page["templating"]["list"]]
-    assert names == ["datasource", "job", "instance", "model"]
+    assert names == ["datasource", "namespace", "job", "track", "instance", "model"]
     assert len({panel["id"] for panel in page["panels"]}) == len(page["panels"])
     assert len({panel["title"] for panel in panels()}) == len(panels())
     taken: set[tuple[int, int]] = set()
@@ -168,9 +170,12 @@ def test_every_panel_is_described_has_its_own_place_and_asks_the_chosen_source()
         for asked in (panel, *panel["targets"]):
             assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
         for target in panel["targets"]:
-            assert "$job" in target["expr"], panel["title"]
+            for series in re.findall(r"\{[^}]+\}", target["expr"]):
+                assert 'namespace=~"$namespace", job=~"$job"' in series, panel["title"]
             used = set(re.findall(r"\$\w+", target["expr"]))
-            assert used <= {"$job", "$instance", "$model", "$__rate_interval"}, panel["title"]
+            assert used <= {*VARIABLES}, panel["title"]
+            # The tracks are apart in what is scraped, and together in what is recorded.
+            assert ("$track" in used) == ("$instance" in used), panel["title"]
 
 
 def test_every_panel_is_provoked_by_some_phase() -> None:

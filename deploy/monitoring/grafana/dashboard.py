@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Any, Final
 
-from panels import OF_MODEL, ROWS, Panel, selected
+from panels import OF_JOB, OF_MODEL, OF_TRACK, ROWS, Panel, selected
 
 _DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS: Final = 24
@@ -42,8 +42,10 @@ def dashboard() -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
-                _variable("job", "Deployment", "label_values(harken_ready, job)"),
-                _variable("instance", "Server", 'label_values(harken_ready{job=~"$job"}, instance)'),
+                _variable("namespace", "Namespace", "label_values(harken_ready, namespace)"),
+                _variable("job", "Deployment", 'label_values(harken_ready{namespace=~"$namespace"}, job)'),
+                _variable("track", "Track", f"label_values(harken_ready{{{OF_JOB}}}, track)"),
+                _variable("instance", "Server", f"label_values(harken_ready{{{OF_TRACK}}}, instance)"),
                 _variable("model", "Model", f"label_values(harken_model_info{{{selected()}}}, model)"),
             ]
         },
@@ -54,7 +56,7 @@ def dashboard() -> dict[str, Any]:
                     "datasource": _DATASOURCE,
                     "enable": True,
                     "iconColor": "blue",
-                    "expr": f"sum by (model, change) (increase({_CHANGES}[1m])) > 0",
+                    "expr": f"sum by (model, change) (increase({_CHANGES}[5m])) > 0",
                     "titleFormat": "{{model}} {{change}}",
                 }
             ]

@@ -30,13 +30,18 @@ class Panel:
     kind: str = "timeseries"
 
 
+# A deployment. Where a label is missing, as namespace without Kubernetes, All matches that too.
+OF_JOB: Final = 'namespace=~"$namespace", job=~"$job"'
+# stable or canary, from the PodMonitor of deploy/k8s. What rules record is of both together.
+OF_TRACK: Final = f'{OF_JOB}, track=~"$track"'
+
+
 def selected(*more: str) -> str:
     """Selects the servers that are chosen on the page, `more` of their series."""
-    return ", ".join(('job=~"$job"', 'instance=~"$instance"', *more))
+    return ", ".join((OF_TRACK, 'instance=~"$instance"', *more))
 
 
 OF_MODEL: Final = 'model=~"$model"'
-_JOB: Final = 'job=~"$job"'
 
 
 def _rate(name: str, *more: str, by: str = "", of_model: bool = True) -> str:
@@ -56,7 +61,10 @@ def _mean(name: str, *more: str, by: str = "") -> str:
 
 def _burn_rates(of: str, may: float) -> list[Query]:
     windows = ("5m", "1h", "6h")
-    return [Query(f"harken:{of}:ratio_rate{window}{{{_JOB}}} / {may}", f"{{{{job}}}} {window}") for window in windows]
+    return [
+        Query(f"harken:{of}:ratio_rate{window}{{{OF_JOB}}} / {may}", f"{{{{namespace}}}} {{{{job}}}} {window}")
+        for window in windows
+    ]
 
 
 _BUSY: Final = "harken_engine_busy_seconds_total"
@@ -88,8 +96,8 @@ ROWS: Final[dict[str, Sequence[Panel]]] = {
             "Error budget left, of 30 days", "percentunit",
             "What is left of the calls that may fail, and of those that may be slow. Below 0 the objective is missed.",
             [
-                Query(f"harken:unavailable:budget_left30d{{{_JOB}}}", "{{job}} available"),
-                Query(f"harken:slow:budget_left30d{{{_JOB}}}", "{{job}} fast"),
+                Query(f"harken:unavailable:budget_left30d{{{OF_JOB}}}", "{{namespace}} {{job}} available"),
+                Query(f"harken:slow:budget_left30d{{{OF_JOB}}}", "{{namespace}} {{job}} fast"),
             ],
             line=0.0,
         ),
@@ -103,7 +111,7 @@ ROWS: Final[dict[str, Sequence[Panel]]] = {
         Panel(
             "Alerts that fire", "short",
             "How many alerts of docs/runbook.md fire now.",
-            [Query(f'count(ALERTS{{alertname=~"Harken.*", alertstate="firing", {_JOB}}}) or vector(0)', "firing")],
+            [Query(f'count(ALERTS{{alertname=~"Harken.*", alertstate="firing", {OF_JOB}}}) or vector(0)', "firing")],
         ),
         Panel(
             "Servers that are ready", "short",

@@ -102,6 +102,13 @@ def test_a_server_that_is_down_is_told_by_the_exit_code(tiny_server: RunningServ
     # Something else listens there.
     finished = harken("top", "--once", "--interval", "0.1", f"127.0.0.1:{tiny_server.grpc_port}")
     assert finished.returncode == 1
+    finished = harken("top", "--once", "--interval", "0.1", "--model", "nosuch", up)
+    assert finished.returncode == 1
+    assert "has no model nosuch" in finished.stdout
+    # Named twice, it counts once.
+    finished = harken("top", "--once", "--interval", "0.1", "--model", "tiny", up, f"http://{up}/metrics")
+    assert (finished.returncode, finished.stdout[:22]) == (0, "harken top: 1 of 1 up,")
+    assert "together" not in finished.stdout
     finished = harken("top", "--once", "ftp://somewhere")
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr == "harken: 'ftp://somewhere' is no http address, and no HOST or HOST:PORT\n"

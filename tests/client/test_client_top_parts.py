@@ -93,7 +93,7 @@ def test_after_a_restart_nothing_is_shown_until_the_second_look() -> None:
     server.took(scraped(2, started=50.0), 4.0)
     assert server.trouble == ""
     server.took(parse("other_total 1"), 5.0)
-    assert server.trouble == "these are no metrics of a harken server"
+    assert server.trouble == "no metrics of a harken server"
     assert server.period is None
 
 
@@ -150,3 +150,22 @@ def test_a_server_that_is_down_says_why_and_shows_no_figures() -> None:
     assert lines[0].startswith("harken top: 1 of 2 up")
     (told,) = [line for line in lines if "down: Connection refused" in line]
     assert told.split()[:4] == ["b:8002", "-", "-", "-"]
+
+
+def test_what_is_wrong_is_shown_whole_where_there_are_lines_for_it_and_else_still_fits() -> None:
+    up = figures_of([Period(scraped(0), scraped(12345, wait_s=123.4), 1.0)])
+    reasons = ["no metrics of a harken server", "has no model nosuch, but all-MiniLM-L6-v2, paraphrase-MiniLM"]
+    lines = rendered([Row("a:8002", up, ""), *(Row(f"{n}:8000", None, why) for n, why in enumerate(reasons))], None)
+    assert len(lines) <= 24
+    words = " ".join(" ".join(lines).split())
+    for word in " ".join(reasons).split():
+        assert word in words, word
+    assert "…" not in words
+    assert len(rendered([Row(str(number), None, reasons[1]) for number in range(5)], None)) <= 24
+
+
+def test_a_model_that_a_server_does_not_have_is_named_with_those_that_it_has() -> None:
+    server = Watched("http://a:8002/metrics", "nosuch")
+    server.took(scraped(9), 1.0)
+    server.took(scraped(10), 2.0)
+    assert (server.period, server.trouble) == (None, "has no model nosuch, but a")

@@ -21,14 +21,19 @@ def top(
         float, typer.Option("--interval", help="Time between two looks, s.", min=0.1, max=3600, callback=finite)
     ] = 2.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Look twice, print one frame, and end: with 0 if all servers are up.")
+        bool,
+        typer.Option(
+            "--once", help="Look twice, print one frame, and end: with 0 if all servers are up and have --model."
+        ),
     ] = False,
     model: Annotated[str, typer.Option("--model", "-m", help="Calls, backlog and batches of this model alone.")] = "",
 ) -> None:
     """Show what servers do now: rates, percentiles, backlog, batches, padding, memory, lanes. Ctrl-C ends it."""
     try:
-        watched = [Watched(metrics_url(server), model) for server in servers or ["localhost"]]
+        # Who is named twice counts once.
+        urls = dict.fromkeys(metrics_url(server) for server in servers or ["localhost"])
     except ValueError as error:
         fail(2, error)
+    watched = [Watched(url, model) for url in urls]
     if not run_to_end(watch(watched, interval_s, once=once, console=Console())):
         raise typer.Exit(1)

@@ -83,6 +83,11 @@ def is_server(metrics: Metrics) -> bool:
     return metrics.has(_ACCEPTED)
 
 
+def models_of(metrics: Metrics) -> list[str]:
+    """The models that it has counted anything for, by name."""
+    return [model for model in metrics.labels(_ACCEPTED, "model") if model]
+
+
 def restarted(before: Metrics, after: Metrics) -> bool:
     """Whether the one counts from another start than the other, so that their difference tells nothing."""
     return before.value(_STARTED) != after.value(_STARTED) or after.value(_ACCEPTED) < before.value(_ACCEPTED)

@@ -16,6 +16,7 @@ _FULL = 0.9
 # Lines beside those of the servers: the title, three headings with a blank line before each, the totals of two.
 _OTHER_LINES = 9
 _TABLES = 3
+_MORE_OF_TROUBLE = 2
 _NAME_WIDTH = 21
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -34,9 +35,13 @@ def frame(rows: Sequence[Row], together: Figures | None, interval_s: float, heig
     shown = rows[: max((height - _OTHER_LINES) // _TABLES, 1)]
     more = f", {len(rows) - len(shown)} more are only in the sums" if len(shown) < len(rows) else ""
     up = sum(row.figures is not None for row in rows)
+    troubled = sum(row.figures is None for row in shown)
+    wraps = _OTHER_LINES + _TABLES * len(shown) + _MORE_OF_TROUBLE * troubled <= height
     title = Text(f"harken top: {up} of {len(rows)} up, over the last {interval_s:g} s{more}", style="bold")
     sums = [Row("together", together, "")] if together else []
-    return Group(title, Text(), _traffic([*shown, *sums]), Text(), _work([*shown, *sums]), Text(), _machine(shown))
+    return Group(
+        title, Text(), _traffic([*shown, *sums]), Text(), _work([*shown, *sums]), Text(), _machine(shown, wraps=wraps)
+    )
 
 
 def _traffic(rows: Sequence[Row]) -> Table:
@@ -63,9 +68,10 @@ def _work(rows: Sequence[Row]) -> Table:
     return _table(("waiting", "wait", "batches/s", "shape", "padding", "closed by"), rows, cells)
 
 
-def _machine(rows: Sequence[Row]) -> Table:
+def _machine(rows: Sequence[Row], *, wraps: bool) -> Table:
+    """`wraps`: there are lines for the whole of what is wrong; else its end is cut."""
     table = _table(("memory", "batches/budget", "busy"), [], lambda _: [])
-    table.add_column("lanes, or what is wrong", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("lanes, or what is wrong", no_wrap=not wraps, overflow="ellipsis", ratio=1)
     for row in rows:
         if row.figures is None:
             table.add_row(f"[red]{escape(row.name)}[/]", *[_NOTHING] * 3, f"[red]{escape(row.trouble)}[/]")

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from harken_client.load.scrape import Metrics, scrape
-from harken_client.top.figures import Figures, Period, figures_of, is_server, restarted
+from harken_client.top.figures import Figures, Period, figures_of, is_server, models_of, restarted
 from harken_client.top.frame import Row, frame
 
 METRICS_PORT = 8002
@@ -51,7 +51,10 @@ class Watched:
     def took(self, metrics: Metrics, now_s: float) -> None:
         """It answered."""
         if not is_server(metrics):
-            self._forget("these are no metrics of a harken server")
+            self._forget("no metrics of a harken server")
+            return
+        if self._model and self._model not in (models := models_of(metrics)):
+            self._forget(f"has no model {self._model}, but {', '.join(models) or 'none at all'}")
             return
         before, self._latest = self._latest, (now_s, metrics)
         self.period, self.trouble = None, "up; its rates need a second look"

@@ -187,6 +187,11 @@ def test_secrets_are_rendered_from_files_that_are_not_in_git(tmp_path: Any) -> N
         subprocess.run(["git", "check-ignore", "--quiet", str(K8S / "secrets" / name)], cwd=K8S, check=True)
     secrets = render(tmp_path)
     assert problems(secrets) == []
+    (trusted,) = [manifest for manifest in secrets if manifest["kind"] == "ConfigMap"]
+    secrets.remove(trusted)
+    policy = find(rendered("overlays/prod-cpu"), "BackendTLSPolicy")["spec"]["validation"]
+    assert [ca["name"] for ca in policy["caCertificateRefs"]] == [trusted["metadata"]["name"]]
+    assert trusted["data"] == {"ca.crt": "tls.crt"}  # the certificate itself
     made = {secret["metadata"]["name"]: set(secret["data"]) for secret in secrets}
     assert made == {"harken-tls": {"tls.crt", "tls.key"}, "harken-api-keys": {"keys.toml"}}
     wanted = {

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from harken_export.study import recall
 from harken_export.study.__main__ import PARTS, Scale, main, study
 from harken_export.study.parallelism import Sizes
 from harken_export.study.training import Course
@@ -62,6 +63,9 @@ def test_every_network_has_its_figures(docs: Path) -> None:
     runs = json.loads((docs / "attention" / "recall.json").read_text())["runs"]
     # Each task gradually; copy directly at 8 alone.
     assert len(runs) == 3 * 2 * 3
+    found = recall.accuracies({"runs": runs}, "recall", "gradually", "lstm")
+    assert {distance: len(shares) for distance, shares in found.items()} == {8: 2, 16: 2}
+    assert list(found) == [8, 16]
     assert all(0 <= share <= 1 for run in runs for share in run["accuracy"].values())
 
 

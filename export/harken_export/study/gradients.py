@@ -171,6 +171,6 @@ def claims(result: dict[str, Any]) -> list[Claim]:
                     f"the gradient through {state} attention falls no faster than 1 / length", lost >= 0.5 / times, told
                 )
             else:
-                held = Claim(f"the gradient through an {state} {NAMES[name]} vanishes (below 1e-6)", lost < 1e-6, told)
+                held = Claim(f"the gradient through the {state} {NAMES[name]} vanishes (below 1e-6)", lost < 1e-6, told)
             found.append(held)
     return found

@@ -69,7 +69,8 @@ def draw_gradients(result: dict[str, Any], svg: Path) -> None:
     figure = drawing(3.4, claims)
     path, untrained, trained = figure.subplots(1, 3)
     for name in ARCHITECTURES:
-        path.plot(result["distances"], list(result["paths"][name].values()), **style(name))
+        steps = [result["paths"][name][str(distance)] for distance in result["distances"]]
+        path.plot(result["distances"], steps, **style(name))
         for axes, state in ((untrained, "untrained"), (trained, "trained")):
             ratios = gradients.ratios(result, name, state)
             axes.plot(result["distances"], [gradients.typical(seeds) for seeds in ratios.values()], **style(name))
@@ -81,6 +82,8 @@ def draw_gradients(result: dict[str, Any], svg: Path) -> None:
     for axes in (path, untrained, trained):
         by_length(axes, result["distances"], "distance, tokens")
         axes.set_yscale("log")
+    # Or a log scale of less than a decade would make much of little.
+    trained.set_ylim(min(1e-2, trained.get_ylim()[0]), max(10, trained.get_ylim()[1]))
     untrained.set_ylabel("of the far token / of its own")
     path.legend(fontsize=8)
     save(figure, claims, svg)

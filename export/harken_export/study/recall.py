@@ -114,7 +114,8 @@ def accuracies(result: dict[str, Any], task: str, taught: str, architecture: str
         if (run["task"], run["taught"], run["architecture"]) == (task, taught, architecture):
             for distance, share in run["accuracy"].items():
                 found.setdefault(int(distance), []).append(share)
-    return found
+    # The keys of JSON are in the order of their letters.
+    return dict(sorted(found.items()))
 
 
 def claims(result: dict[str, Any], task: str, taught: str) -> list[Claim]:

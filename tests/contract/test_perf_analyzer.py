@@ -62,7 +62,8 @@ def sequences() -> Iterator[str]:
 def test_sequences_of_any_length_in_a_closed_loop(minilm_server: RunningServer, sequences: str) -> None:
     before = minilm_server.total("harken_finished_total", outcome="answered")
     rows = perf_analyzer(minilm_server, "--input-data", sequences, "--concurrency-range", "1:5:4")
-    assert [row["Concurrency"] for row in rows] == ["1", "5"]
+    # It lists the slower one first.
+    assert sorted(row["Concurrency"] for row in rows) == ["1", "5"]
     assert all(float(row["Inferences/Second"]) > 0 for row in rows)
     # What the server says of its stages came from ModelStatistics.
     assert all(float(row["Server Compute Infer"]) > 0 for row in rows)

@@ -17,7 +17,7 @@ MODEL: Final = "model.onnx"
 ATTENTION: Final = "attention.onnx"
 TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = 1
-# The recurrent ones are the study's (docs/attention.md): to compare with, served by the same server.
+# The recurrent ones are of `make study`: to compare with, served by the same server.
 ARCHITECTURES: Final = ("bert", "lstm", "gru")
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 POOLINGS: Final = ("mean", "cls", "max")

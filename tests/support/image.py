@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,9 +144,15 @@ def running(
             stdout=log, stderr=log,
         ) as process,
     ):  # fmt: skip
+        first = None
         try:
-            yield Container(image, process, _first_process(process, image.user, log_file), log_file)
+            first = _first_process(process, image.user, log_file)
+            yield Container(image, process, first, log_file)
         finally:
+            # The kernel forgets whom to end with its parent when a process becomes another user.
+            if first is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(first, signal.SIGKILL)
             process.kill()
 
 

@@ -11,11 +11,11 @@ set_up() {
         { apt-get update -qq && apt-get install -qq -y --no-install-recommends mmdebstrap >/dev/null; } || return 1
     fi
     rm -rf "$folder" && mkdir -p "$folder/wheel" || return 1
-    mmdebstrap --quiet --variant=minbase trixie "$folder/root" || return 1
+    mmdebstrap --quiet --variant=minbase trixie "$folder/debian" || return 1
     "$python" -m pip --disable-pip-version-check download --quiet --no-deps --platform manylinux_2_38_x86_64 \
         --only-binary=:all: -d "$folder/wheel" perf-analyzer==2.60.0 || return 1
     "$python" -m zipfile -e "$folder"/wheel/*.whl "$folder/wheel" || return 1
-    install -m 755 "$(find "$folder/wheel" -name perf_analyzer -type f | head -n 1)" "$folder/root/perf_analyzer"
+    install -m 755 "$(find "$folder/wheel" -name perf_analyzer -type f | head -n 1)" "$folder/debian/perf_analyzer"
 }
 
 set_up || echo "perf_analyzer: not set up; its tests will be skipped"

@@ -14,7 +14,7 @@ from support.contract import BUILD
 from support.server import RunningServer
 
 MODEL = "all-MiniLM-L6-v2"
-ROOT = BUILD / "perf_analyzer" / "root"
+ROOT = BUILD / "perf_analyzer" / "debian"
 INSIDE = "/tmp"  # noqa: S108 - of the Debian that is its own
 
 pytestmark = pytest.mark.skipif(not (ROOT / "perf_analyzer").exists(), reason="perf_analyzer is not set up")

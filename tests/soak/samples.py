@@ -22,6 +22,7 @@ class Sample:
     """The process at a moment from the start.
 
     probe_s    how long grpc.health.v1 took to answer: the event loop, and whoever had the cores
+    descriptors  without those of connections that are open at both ends
     versions   of the model, as harken_model_info tells
     """
 
@@ -88,7 +89,10 @@ class Sampler:
     def _look(self) -> Sample:
         with self._process.oneshot():
             rss_bytes, threads = self._process.memory_info().rss, self._process.num_threads()
-        descriptors = self._process.num_fds()
+        # A connection that is open at both ends is its client's to close; one whose client is gone counts.
+        connections = self._process.net_connections("tcp")
+        held = sum(connection.status == psutil.CONN_ESTABLISHED for connection in connections)
+        descriptors = self._process.num_fds() - held
         asked_s = time.perf_counter()
         request = health_pb2.HealthCheckRequest(service="liveness")
         self._health.Check(request, timeout=60, wait_for_ready=True)

@@ -117,6 +117,8 @@ def built(target: str, *arguments: str) -> Iterator[Image]:
         # Where layers lie over one another the root is a mount, and `rm -r build` would stumble over it.
         if root.is_mount():
             subprocess.run(["umount", root], check=True)
+        # buildah mounts the folder of the layers over itself; while another image lies below it, that one's end has it.
+        subprocess.run(["umount", FOLDER / "overlay" / "overlay"], capture_output=True, check=False)
 
 
 @contextmanager

@@ -325,7 +325,7 @@ def test_health_is_0_only_if_serving(fake: FakeEncoder) -> None:
     fake.serving_status = health_pb2.HealthCheckResponse.NOT_SERVING
     with serving(fake) as target:
         sick = harken("health", "-s", target)
-        in_vain = harken("health", "--wait", "0.2", "-s", target)
+        in_vain = harken("health", "--wait", "3", "-s", target)
     assert (healthy.returncode, healthy.stdout) == (0, "SERVING\n")
     assert (waited.returncode, waited.stdout) == (0, "SERVING\n")
     assert (sick.returncode, sick.stdout) == (1, "NOT_SERVING\n")

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from harken.v1 import encoder_pb2 as pb
+from harken.v1 import encoder_pb2_grpc
 from support.calls import Refused, ids, refused, stub, text, vector
 from support.server import RunningServer, running_server
 
@@ -238,19 +239,29 @@ def test_millions_of_elements_are_refused_before_they_are_parsed(tiny_server: Ru
     assert result.tokens == 1
 
 
+def is_answered(encoder: encoder_pb2_grpc.EncoderStub, request: pb.EncodeRequest) -> bool:
+    """Whole, rather than refused for now."""
+    try:
+        return len(encoder.Encode(request, timeout=60).results) == 100
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        return False
+
+
 def test_answers_that_nobody_reads_have_a_budget(tiny_models: Path) -> None:
     options = pb.EncodeOptions(output=pb.OUTPUT_TOKENS)
     request = pb.EncodeRequest(inputs=ids(*[[5] * 128] * 100), options=options)  # an answer of 1.6 MB
     with running_server(tiny_models, "--max-unsent-bytes", "2000000") as server:
         encoder = stub(server.target)
         for _ in range(5):
-            # Each one that is read gives its bytes back.
-            assert len(encoder.Encode(request).results) == 100
+            # Each one that is read gives its bytes back, a moment after it was read.
+            server.wait_until("an answer", lambda: is_answered(encoder, request))
         answers = [encoder.Encode.future(request, timeout=60) for _ in range(20)]
         codes = {answer.code().name for answer in answers}
         assert codes <= {"OK", "RESOURCE_EXHAUSTED"}
         assert "OK" in codes
-        assert len(encoder.Encode(request).results) == 100
+        server.wait_until("an answer", lambda: is_answered(encoder, request))
         too_large = pb.EncodeRequest(inputs=ids(*[[5] * 128] * 200), options=options)
         answer = refusal(server, too_large)
         assert (answer.code, answer.reason, answer.retry_after_s) == ("RESOURCE_EXHAUSTED", "BACKLOG_FULL", None)

@@ -190,19 +190,19 @@ def call_or_none(server: RunningServer) -> Replied | None:
 
 
 def test_answers_that_nobody_reads_are_bounded_and_let_go(tiny_models: Path) -> None:
-    options = ["--max-unsent-bytes", str(40 << 20), "--max-request-s", "5"]
+    options = ["--max-unsent-bytes", str(20 << 20), "--max-request-s", "10"]
     with running_server(tiny_models, *options) as server, connected(server) as unread:
-        ids = np.ones((1000, 100), np.int64).tobytes()
-        tensor = {"name": "input_ids", "datatype": "INT64", "shape": [1000, 100],
+        ids = np.ones((500, 100), np.int64).tobytes()
+        tensor = {"name": "input_ids", "datatype": "INT64", "shape": [500, 100],
                   "parameters": {"binary_data_size": len(ids)}}  # fmt: skip
         header = json.dumps({"inputs": [tensor], "outputs": [{"name": "token_embeddings"}]}).encode()
         length = {"inference-header-content-length": str(len(header))}
         lines = ["POST /v2/models/tiny/infer HTTP/1.1", "host: a", f"content-length: {len(header) + len(ids)}"]
         lines += [f"{name}: {value}" for name, value in length.items()]
         unread.sendall("\r\n".join([*lines, "", ""]).encode() + header + ids)
-        server.wait_until("its answer", lambda: server.total("harken_finished_total", outcome="answered") == 1000)
+        server.wait_until("its answer", lambda: server.total("harken_finished_total", outcome="answered") == 500)
         path = "/v2/models/tiny/infer"
-        # 12.8 MB of vectors are some 35 MB of text, and nobody reads them.
+        # 6.4 MB of vectors are some 17 MB of text, and nobody reads them.
         server.wait_until("the bound", lambda: post(server, path, header + ids, length).status == 429)
         assert post(server, EMBEDDINGS, {"input": [1, 2]}).status == 200
         server.wait_until("its end", lambda: post(server, path, header + ids, length).status == 200)

@@ -12,6 +12,7 @@ from harken.oip import inference_pb2 as pb
 from harken.v1 import encoder_pb2
 from harken_client import Client
 from support.calls import different, stub
+from support.hanging import HANGS, hanging_engine
 from support.inference import (
     MODEL,
     SENTENCE,
@@ -29,7 +30,7 @@ from support.inference import (
     typed_ids,
 )
 from support.server import RunningServer, running_server
-from support.web import INFER, infer_request, post
+from support.web import INFER, post
 
 ROWS = [[101, 7592, 102], [101, 7592, 2088, 2003, 102], [101, 102]]
 TEXTS = ["hello", "a longer sentence than the other one", "x"]
@@ -108,20 +109,30 @@ def test_the_timeout_parameter_is_a_deadline(minilm_server: RunningServer) -> No
     request = pb.ModelInferRequest(inputs=[typed_ids([101] * 512)])
     request.parameters["timeout"].int64_param = 1000
     assert refusal(minilm_server, request).code in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
-    request.parameters["timeout"].int64_param = 10_000_000
+    request.parameters["timeout"].int64_param = 120_000_000
     assert infer(minilm_server, request)["sentence_embedding"].shape == (1, 384)
 
 
-def test_a_timeout_that_has_passed_is_no_full_server_whatever_waits(minilm_models: Path) -> None:
-    request = pb.ModelInferRequest(inputs=[typed_ids([101, 102])])
+def test_a_timeout_that_has_passed_is_no_full_server_whatever_waits(tiny_models: Path, tmp_path: Path) -> None:
+    request = pb.ModelInferRequest(model_name="tiny", inputs=[typed_ids([101, 102])])
     request.parameters["timeout"].int64_param = 1
-    with running_server(minilm_models) as server, ThreadPoolExecutor() as others, Client(server.target) as client:
-        busy = [others.submit(client.encode, different(60, 500)) for _ in range(2)]
-        server.wait_until("work", lambda: server.total("harken_accepted_total") > 0)
+    environment, held = hanging_engine(tmp_path)
+    options = ("--lanes", "1", "--no-wide-lane", "--stall-min-s", "600")
+    with (
+        running_server(tiny_models, *options, environment=environment) as server,
+        ThreadPoolExecutor() as others,
+        Client(server.target, timeout_s=120) as client,
+    ):
+        waiting = [others.submit(client.encode, [[HANGS], *different(60, 100)]) for _ in range(2)]
+        server.wait_until("work", lambda: server.total("harken_accepted_total") == 122)
         assert {refusal(server, request).code for _ in range(20)} == {"DEADLINE_EXCEEDED"}
-        replies = [post(server, INFER, infer_request(parameters={"timeout": 1})) for _ in range(20)]
+        ids = {"name": "input_ids", "datatype": "INT64", "shape": [1, 2], "data": [101, 102]}
+        body = {"inputs": [ids], "parameters": {"timeout": 1}}
+        replies = [post(server, INFER.replace(MODEL, "tiny"), body) for _ in range(20)]
         assert {replied.status for replied in replies} == {504}
-        assert not any(future.done() for future in busy)
+        assert not any(future.done() for future in waiting)
+        held.unlink()
+        assert [len(future.result()) for future in waiting] == [61, 61]
 
 
 def test_the_priority_parameter_reaches_the_scheduler(tiny_models: Path) -> None:

@@ -58,7 +58,7 @@ class RunningServer:
             if sample.split("{")[0] == name and all(label in sample for label in wanted)
         )
 
-    def wait_until(self, what: str, holds: Any, timeout_s: float = 30.0) -> None:
+    def wait_until(self, what: str, holds: Any, timeout_s: float = 90.0) -> None:
         """Until `holds()`; fails after `timeout_s`, naming `what` was awaited."""
         ends_s = time.monotonic() + timeout_s
         while not holds():

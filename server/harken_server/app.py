@@ -31,6 +31,7 @@ from harken_server.execution.tokenizing import Tokenizing
 from harken_server.execution.watchdog import Watchdog
 from harken_server.models.bundle import BundleError
 from harken_server.models.repository import Repository
+from harken_server.reader import Reader
 from harken_server.rpc import admin, debug, encoder
 from harken_server.rpc.admin import Admin
 from harken_server.rpc.api_keys import ApiKeys
@@ -50,7 +51,8 @@ from harken_server.rpc.web.exchange import Exchanges
 from harken_server.rpc.web.server import Web
 from harken_server.scheduling.admission import Capacity
 from harken_server.service import Service
-from harken_server.settings import BadSettings, Settings, load
+from harken_server.settings import BadSettings, Settings
+from harken_server.sources import load
 from harken_server.telemetry import logs
 from harken_server.telemetry.logs import AccessLog
 from harken_server.telemetry.metrics import Metrics
@@ -110,11 +112,14 @@ class App:
         )
         self._metrics.ready.set_function(lambda: float(self._service.ready))
         self._tokenizing: Final = Tokenizing(settings.tokenize_threads, settings.max_tokenize_bytes)
+        limits = Limits(
+            settings.max_inputs, settings.max_text_bytes, settings.max_message_bytes, settings.max_unsent_bytes
+        )
         self._service: Final = Service(
             self._repository,
             self._batcher,
-            self._tokenizing,
-            Limits(settings.max_inputs, settings.max_text_bytes, settings.max_message_bytes, settings.max_unsent_bytes),
+            Reader(self._batcher, self._tokenizing, limits, CLOCK),
+            limits,
             Keys(shared=settings.share_identical, kept=results.kept),
             CLOCK,
         )

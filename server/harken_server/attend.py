@@ -100,7 +100,7 @@ class Attend:
         DeadlineUnreachable, LoadFailed, Expired, and what the engine ends a sequence by.
         """
         with self._batcher.models.using(model.key), self._attentions.using(model) as key:
-            parts, fields = await self.service.read(model, options, inputs, names, deadline)
+            parts, fields = await self.service.reader.read(model, options, inputs, names, deadline)
             texts = [tokens for (tokens,) in parts]
             lengths = [len(tokens.ids) for tokens in texts]
             sizes = wish.sizes(lengths[0])

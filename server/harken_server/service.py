@@ -17,29 +17,19 @@ from harken_server.errors import (
     BadValue,
     Expired,
     InvalidRequest,
-    Missing,
-    NoTokens,
     NotReady,
-    OverMemoryBudget,
-    Problem,
     Refusal,
-    SequenceTooLong,
-    TextNotAccepted,
-    TokenOutOfRange,
-    TooMany,
-    TooManyBytes,
-    TooManyChunks,
 )
 from harken_server.execution.batcher import Batcher
 from harken_server.execution.engine import SENTENCE, TOKENS
 from harken_server.execution.keys import Keys
 from harken_server.execution.pending import Outcome, Pending, Stamps
 from harken_server.execution.served import ModelKey
-from harken_server.execution.tokenizing import Tokenizing
 from harken_server.models.repository import Model, Repository
-from harken_server.models.tokenizer import Ids, Reading, Tokens, TooManySequences
+from harken_server.models.tokenizer import Tokens
+from harken_server.reader import Reader
 from harken_server.scheduling.deadline import Deadline
-from harken_server.values import MAX_PROBLEMS, Account, Answer, Answers, Chunk, Input, Limits, Options, TokenIds
+from harken_server.values import Account, Answer, Answers, Chunk, Input, Limits, Options
 
 # A load, and an endpoint's way out of the lists of those who call it, take seconds.
 _RETRY_S: Final = 1.0
@@ -56,14 +46,14 @@ class Service:
         self,
         repository: Repository,
         batcher: Batcher,
-        tokenizing: Tokenizing,
+        reader: Reader,
         limits: Limits,
         keys: Keys,
         clock: Callable[[], float],
     ) -> None:
         self._repository: Final = repository
         self._batcher: Final = batcher
-        self._tokenizing: Final = tokenizing
+        self.reader: Final = reader
         self.limits: Final = limits
         self._keys: Final = keys
         self._clock: Final = clock
@@ -126,7 +116,7 @@ class Service:
         self.check_open(model, options.account, deadline, received_s)
         _check_dimensions(options.finish.dimensions, model)
         with self._batcher.models.using(model.key):
-            parts, _ = await self.read(model, options, inputs, names, deadline)
+            parts, _ = await self.reader.read(model, options, inputs, names, deadline)
             answer_bytes = self._check_answer(model, options, parts)
             self.hold(answer_bytes)
             try:
@@ -147,18 +137,6 @@ class Service:
         if deadline.passed(received_s):
             raise Expired(deadline.by_cap)
 
-    async def read(
-        self, model: Model, options: Options, inputs: Sequence[Input], names: Sequence[str], deadline: Deadline
-    ) -> tuple[list[list[Tokens]], list[str]]:
-        """The sequences of each input, and what errors call it. Raises InvalidRequest, BacklogFull, Expired."""
-        text_bytes = self._check_inputs(model, inputs, names)
-        if text_bytes:
-            self._batcher.check_room(model.key, len(inputs))
-        fields = [_field(given, name) for given, name in zip(inputs, names, strict=True)]
-        parts = await self._tokenize(model, options, inputs, fields, text_bytes, deadline)
-        self._check_sequences(model, options, parts, fields)
-        return parts, fields
-
     async def tokenize(
         self, model: Model, options: Options, inputs: Sequence[Input], names: Sequence[str], deadline: Deadline
     ) -> list[Tokens]:
@@ -168,7 +146,7 @@ class Service:
         """
         self.check_open(model, options.account, deadline, self._clock())
         with self._batcher.models.using(model.key):
-            parts, _ = await self.read(model, options, inputs, names, deadline)
+            parts, _ = await self.reader.read(model, options, inputs, names, deadline)
         return [tokens for (tokens,) in parts]
 
     def sent(self, size_bytes: int) -> None:
@@ -262,90 +240,6 @@ class Service:
         if self.state == "loading":
             raise NotReady(self.state, _RETRY_S)
 
-    def _check_inputs(self, model: Model, inputs: Sequence[Input], names: Sequence[str]) -> int:
-        """What can be told without tokenising. Returns the bytes of all texts."""
-        if not inputs:
-            raise InvalidRequest((Missing("inputs"),))
-        if len(inputs) > self.limits.inputs:
-            raise InvalidRequest((TooMany("inputs", len(inputs), self.limits.inputs),))
-        problems: list[Problem] = []
-        text_bytes = 0
-        for given, name in zip(inputs, names, strict=True):
-            if isinstance(given, Problem):
-                problems.append(given)
-            elif isinstance(given, str):
-                size_bytes = len(given.encode())
-                text_bytes += size_bytes
-                if model.tokenizer is None:
-                    problems.append(TextNotAccepted(f"{name}.text", model.manifest.name))
-                elif not given:
-                    problems.append(NoTokens(f"{name}.text"))
-                elif size_bytes > self.limits.text_bytes:
-                    problems.append(TooManyBytes(f"{name}.text", size_bytes, self.limits.text_bytes))
-            else:
-                problems += _check_ids(given.ids, _field(given, name), model.manifest.vocab_size)
-        _raise(problems)
-        return text_bytes
-
-    async def _tokenize(
-        self,
-        model: Model,
-        options: Options,
-        inputs: Sequence[Input],
-        fields: Sequence[str],
-        text_bytes: int,
-        deadline: Deadline,
-    ) -> list[list[Tokens]]:
-        """The sequences of each input."""
-        left = options.truncate == "left"
-        tokenized: Iterator[list[Tokens]] = iter(())
-        if text_bytes and model.tokenizer is not None:
-            texts = [(field, given) for field, given in zip(fields, inputs, strict=True) if isinstance(given, str)]
-            keep: Literal["start", "end", "chunks"] = "chunks" if options.chunks else "end" if left else "start"
-            reading = Reading(keep, options.overlap_tokens, options.places)
-            others = len(inputs) - len(texts)
-            try:
-                async with asyncio.timeout(deadline.remaining_s(self._clock())):
-                    chosen = [text for _, text in texts]
-                    room = self.limits.inputs - others
-                    tokenized = iter(await self._tokenizing.encode(model.tokenizer, chosen, text_bytes, reading, room))
-            except TimeoutError:
-                raise Expired(deadline.by_cap) from None
-            except TooManySequences as found:
-                field, _ = texts[found.text]
-                at_least = found.sequences + others
-                raise InvalidRequest((TooManyChunks(field, at_least, self.limits.inputs),)) from None
-        limit = model.manifest.max_length
-        parts: list[list[Tokens]] = []
-        for given in inputs:
-            if isinstance(given, str):
-                parts.append(next(tokenized))
-            else:
-                assert isinstance(given, TokenIds)
-                ids = given.ids[-limit:] if left else given.ids[:limit]
-                parts.append([Tokens(ids, given.full_length, counted_all=True, special=0)])
-        return parts
-
-    def _check_sequences(
-        self, model: Model, options: Options, parts: Sequence[Sequence[Tokens]], fields: Sequence[str]
-    ) -> None:
-        """What only the tokens tell. Raises InvalidRequest."""
-        limit = model.manifest.max_length
-        budget_bytes = self._batcher.memory_budget_bytes
-        memory = self._batcher.memory_model(model.key)
-        problems: list[Problem] = []
-        for part, field in zip(parts, fields, strict=True):
-            # Of a text in chunks the first one is the longest.
-            tokens, length = part[0], len(part[0].ids)
-            if length <= tokens.special:
-                problems.append(NoTokens(field))
-            elif tokens.full_length > limit and options.truncate == "refuse":
-                at_least, chunks = not tokens.counted_all, options.chunks is not None
-                problems.append(SequenceTooLong(field, tokens.full_length, limit, at_least, chunks))
-            elif memory.batch_bytes(1, length) > budget_bytes:
-                problems.append(OverMemoryBudget(field, length, memory.batch_bytes(1, length), budget_bytes))
-        _raise(problems)
-
     def _check_answer(self, model: Model, options: Options, parts: Sequence[Sequence[Tokens]]) -> int:
         """Returns the bytes that the answer will have. Raises InvalidRequest if they are too many."""
         lengths = [len(tokens.ids) for part in parts for tokens in part]
@@ -381,25 +275,10 @@ class Group:
             self.done.set_exception(TimeoutError())
 
 
-def _field(given: Input, name: str) -> str:
-    return f"{name}.text" if isinstance(given, str) else f"{name}.token_ids"
-
-
 def _check_dimensions(dimensions: int | None, model: Model) -> None:
     hidden_size = model.manifest.hidden_size
     if dimensions is not None and not 1 <= dimensions <= hidden_size:
         raise InvalidRequest((BadValue("dimensions", str(dimensions), f"from 1 to the model's {hidden_size}"),))
-
-
-def _check_ids(ids: Ids, field: str, vocab_size: int) -> list[Problem]:
-    if not len(ids):
-        return [NoTokens(field)]
-    # As unsigned numbers the negative ones are the largest.
-    unsigned = ids.view(np.uint64)
-    if unsigned.max() < vocab_size:
-        return []
-    position = int(np.argmax(unsigned >= vocab_size))
-    return [TokenOutOfRange(f"{field}.ids[{position}]", position, int(ids[position]), vocab_size)]
 
 
 def _told(
@@ -446,8 +325,3 @@ def _chunk(tokens: Tokens) -> Chunk:
 
 def _finished(outcome: Outcome, options: Options, bundle: bundle_pb2.Bundle) -> Outcome:
     return outcome if isinstance(outcome, Refusal) else options.finish.apply(outcome, options.outputs, bundle)
-
-
-def _raise(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise InvalidRequest(tuple(problems[:MAX_PROBLEMS]))

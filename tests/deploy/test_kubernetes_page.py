@@ -2,7 +2,7 @@
 
 import re
 
-from harken_server.settings import load
+from harken_server.sources import load
 from support.compositions import rendered
 from support.manifests import K8S, environment, find, name_of, pod_of, render
 from support.tools import REPOSITORY

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harken_server.settings import Settings, load
+from harken_server.settings import Settings
+from harken_server.sources import load
 from support.compositions import EVERYTHING, SHIPPED, rendered, server_container, servers
 from support.manifests import Manifest, environment, find, pod_of
 from support.tools import REPOSITORY

@@ -24,6 +24,7 @@ from harken_server.execution.pending import Pending
 from harken_server.execution.reductions import ATTENTIONS
 from harken_server.models.repository import Model, Repository
 from harken_server.models.tokenizer import Reading, Tokenizer, Tokens
+from harken_server.reader import Reader
 from harken_server.rpc.api_keys import ApiKeys
 from harken_server.rpc.calls import Calls
 from harken_server.rpc.encoder import Encoder
@@ -34,7 +35,7 @@ from harken_server.rpc.web.exchange import Exchanges
 from harken_server.rpc.web.server import Web
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.service import Service
-from harken_server.settings import load
+from harken_server.sources import load
 from harken_server.telemetry.metrics import Metrics
 from harken_server.telemetry.statistics import Statistics
 from harken_server.values import Limits
@@ -62,11 +63,13 @@ class Edges:
         tokenizer = Tokenizer((SEEDS / "tokenizer" / "word_piece").read_bytes(), 16, 1000)
         repository.add(Model(manifest, "0" * 64, tokenizer, "cpu"))
         metrics.statistics["tiny", 1] = Statistics()
+        limits = Limits(inputs=64, text_bytes=4096, answer_bytes=MOST_BYTES, unsent_bytes=4 * MOST_BYTES)
+        tokenizing: Any = _Tokenizing()
         self.service: Final = Service(
             repository,
             batcher,  # type: ignore[arg-type]  # stands in for it
-            _Tokenizing(),  # type: ignore[arg-type]  # likewise
-            Limits(inputs=64, text_bytes=4096, answer_bytes=MOST_BYTES, unsent_bytes=4 * MOST_BYTES),
+            Reader(batcher, tokenizing, limits, self.loop.time),  # type: ignore[arg-type]  # likewise
+            limits,
             Keys(shared=False, kept=False),
             self.loop.time,
         )

@@ -28,7 +28,7 @@ from harken_server.scheduling.cost import CostSurface
 from harken_server.scheduling.deadline import Deadline
 from harken_server.scheduling.memory import MemoryModel
 from harken_server.scheduling.waiting import Priority
-from harken_server.settings import load
+from harken_server.sources import load
 from harken_server.telemetry.metrics import Metrics
 from hypothesis import given
 from hypothesis import strategies as st

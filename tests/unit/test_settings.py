@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from harken_server.settings import BadSettings, Settings, load
+from harken_server.settings import BadSettings, Settings
+from harken_server.sources import load
 
 
 def test_defaults_are_safe() -> None:

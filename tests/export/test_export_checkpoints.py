@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,11 @@ def test_a_missing_minilm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Checkpoint) -> None:
-    assert_same_state(checkpoints.random(tiny.config, seed=0), tiny)
-    other = checkpoints.random(tiny.config, seed=1)
+    same, other = (checkpoints.random(tiny.config, seed=seed) for seed in (0, 1))
+    assert_same_state(same, tiny)
     assert not any(torch.equal(other.state[name], tensor) for name, tensor in tiny.state.items())
-    assert tiny.origin == WeightsOrigin(source="random, seed 0", license="CC0-1.0")
+    assert same.origin == tiny.origin
+    assert other.origin.sha256 != tiny.origin.sha256
+    sha256 = tiny.origin.sha256
+    assert re.fullmatch("[0-9a-f]{64}", sha256)
+    assert tiny.origin == WeightsOrigin(source="random, seed 0", license="CC0-1.0", sha256=sha256)

@@ -24,7 +24,6 @@ BERT = 30_522
 SEEDS = st.integers(0, 2**32)
 
 
-@settings(deadline=None)
 @given(SEEDS, st.floats(1, 1000), st.floats(0, 5))
 def test_a_schedule_is_ascending_within_its_time_and_the_same_for_its_seed(
     seed: int, rate_per_s: float, until_s: float
@@ -35,7 +34,7 @@ def test_a_schedule_is_ascending_within_its_time_and_the_same_for_its_seed(
     assert all(0 < moment_s < until_s for moment_s in sends_s)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(SEEDS)
 def test_a_schedule_is_a_poisson_process_of_its_rate(seed: int) -> None:
     sends_s = np.array(list(OpenLoop(100, seed).sends_s(200)))
@@ -55,7 +54,6 @@ def lengths(spec: str, seed: int = 1, count: int = 5000, max_length: int = 512) 
     return [len(sequence) for sequence in work.inputs]
 
 
-@settings(deadline=None)
 @given(SEEDS)
 def test_the_same_seed_sends_the_same(seed: int) -> None:
     spec = "lognormal:median=40,p99=300"
@@ -66,7 +64,7 @@ def test_the_same_seed_sends_the_same(seed: int) -> None:
     assert first.inputs != other.inputs
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(SEEDS, st.integers(10, 100), st.floats(1.5, 8))
 def test_lognormal_lengths_have_the_quantiles_asked_for(seed: int, median: int, spread: float) -> None:
     drawn = lengths(f"lognormal:median={median},p99={median * spread}", seed, count=20_000, max_length=10_000)
@@ -85,7 +83,6 @@ def test_other_distributions_are_what_they_say() -> None:
     assert max(lengths("lognormal:median=40,p99=300", max_length=128)) == 128
 
 
-@settings(deadline=None)
 @given(SEEDS, st.sampled_from([100, 1000, BERT]), st.integers(1, 64))
 def test_token_ids_are_valid_for_the_model(seed: int, vocab_size: int, length: int) -> None:
     work = build(f"fixed:{length}", count=5, seed=seed, vocab_size=vocab_size, max_length=64)

@@ -112,7 +112,7 @@ WORDS = ["a", "cat", "sleeps", "on", "the", "warm", "sill", "while", "rain", "fa
 Words = st.lists(st.sampled_from(WORDS), min_size=1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(Words, Words)
 def test_what_tokens_add_is_the_similarity_that_is_served(client: Client, words: list[str], others: list[str]) -> None:
     one, other = " ".join(words), " ".join(others)

@@ -174,7 +174,7 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([EMBEDDINGS, "/embed", "/v2/models/tiny/infer", "/v2/repository/index"]),
     st.binary(max_size=30)

@@ -100,7 +100,7 @@ async def test_who_shares_a_computation_leaves_alone(minilm_models: Path) -> Non
 sequences = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=12)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(sequences, st.booleans(), st.sampled_from([None, True, False]), st.sampled_from([0, 4]))
 def test_what_is_kept_or_shared_equals_what_is_computed(
     cached: RunningServer, plain: RunningServer, given_ids: list[list[int]], tokens: bool,

@@ -85,7 +85,7 @@ def test_minilms_maps_are_those_of_transformers_and_its_vectors_those_of_the_fas
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
 def test_rows_of_real_tokens_add_up_to_1_and_give_nothing_to_padding(
     tiny_bundle: Path, lengths: list[int], seed: int

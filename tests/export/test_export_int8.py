@@ -109,7 +109,7 @@ def test_a_figure_below_its_bound_is_named(value: float) -> None:
         certificate.hold("mean cosine", value, 0.98)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 60), min_size=2, max_size=5), seed=st.integers(0, 2**32 - 1))
 def test_no_companion_and_no_garbage_in_padded_cells_changes_a_vector(
     minilm_int8: Path, lengths: list[int], seed: int

@@ -66,7 +66,7 @@ def test_a_random_encoder_equals_bert_of_transformers(tmp_path: Path) -> None:
     assert_equals_bert(checkpoints.from_folder(tmp_path), bert, [50, 1, 2, 49, 17])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=Rows, seed=Seeds, garbage_seed=Seeds)
 def test_garbage_in_padded_cells_changes_nothing(
     tiny: Checkpoint, lengths: list[int], seed: int, garbage_seed: int
@@ -80,7 +80,7 @@ def test_garbage_in_padded_cells_changes_nothing(
     torch.testing.assert_close(other_tokens[mask.bool()], tokens[mask.bool()], atol=0, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=Rows, seed=Seeds)
 def test_a_sequence_alone_equals_itself_in_any_batch(tiny: Checkpoint, lengths: list[int], seed: int) -> None:
     ids, mask = ragged(lengths, tiny.config.vocab_size, seed)

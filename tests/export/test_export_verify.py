@@ -126,7 +126,7 @@ def test_each_bound_holds_on_its_own_side() -> None:
         hold("case", "figure", 0.9, at_least=1.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=Seeds, garbage_seed=Seeds)
 def test_garbage_in_padded_cells_changes_nothing_in_onnx(
     tiny: Checkpoint, tiny_onnx: Path, lengths: list[int], seed: int, garbage_seed: int

@@ -53,7 +53,7 @@ def run(plan: list[Arrival], wide: bool = False) -> Simulation:
     return simulation
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals, st.booleans())
 def test_each_sequence_ends_exactly_once_and_as_it_should(plan: list[Arrival], wide: bool) -> None:
     for sequence in run(plan, wide).sequences:
@@ -69,7 +69,7 @@ def test_each_sequence_ends_exactly_once_and_as_it_should(plan: list[Arrival], w
             assert outcome != "cancelled" or sequence.arrival.cancel_s < NEVER_S
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals, st.booleans())
 def test_no_batch_exceeds_a_limit_nor_all_together_the_memory(plan: list[Arrival], wide: bool) -> None:
     simulation = run(plan, wide)
@@ -81,7 +81,7 @@ def test_no_batch_exceeds_a_limit_nor_all_together_the_memory(plan: list[Arrival
     assert simulation.peak_bytes <= LIMITS.memory_bytes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals, st.booleans())
 def test_who_has_to_run_alone_does_so_and_on_a_narrow_lane(plan: list[Arrival], wide: bool) -> None:
     simulation = run([replace(arrival, at_s=arrival.at_s / 20) for arrival in plan], wide)
@@ -91,7 +91,7 @@ def test_who_has_to_run_alone_does_so_and_on_a_narrow_lane(plan: list[Arrival], 
             assert batch.closed_by in ("solitary", "backlog")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals, st.booleans())
 def test_no_lane_idles_while_anything_that_fits_waits(plan: list[Arrival], wide: bool) -> None:
     """Work-conserving: whoever came to two free lanes started there and then."""
@@ -103,7 +103,7 @@ def test_no_lane_idles_while_anything_that_fits_waits(plan: list[Arrival], wide:
             assert any(s is not None and e is not None and s <= at_s <= e for s, e in busy)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 512), st.integers(16, 512), st.booleans())
 def test_nobody_starves_in_three_times_the_load_that_the_lanes_can_bear(odd: int, common: int, bulk: bool) -> None:
     lone = Arrival(0.5, odd, priority=Priority.BULK if bulk else Priority.INTERACTIVE)
@@ -117,7 +117,7 @@ def test_nobody_starves_in_three_times_the_load_that_the_lanes_can_bear(odd: int
     assert first.started_s - first.arrived_s <= (paid_s if bulk else 1.0) + 0.5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 8), st.lists(st.integers(1, 512), min_size=1, max_size=40), st.integers(1, 512))
 def test_a_single_call_waits_for_about_two_batches_of_each_large_one(
     calls: int, lengths: list[int], single: int
@@ -138,7 +138,7 @@ def test_a_single_call_waits_for_about_two_batches_of_each_large_one(
     assert turns <= 3 * (calls + LIMITS.sequences) * longest_s
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from([5, 6, 500]), min_size=2, max_size=60))
 def test_single_calls_have_their_turns_in_the_order_of_arrival_and_equals_lead_in_it(lengths: list[int]) -> None:
     """Whatever their lengths: turns must not make a short one overtake a long one for ever."""
@@ -158,14 +158,14 @@ def checked(plan: Iterable[Arrival], wide: bool = False) -> Checked:
     return record
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals, st.booleans())
 def test_nobody_is_overtaken_by_more_than_a_multiple_of_what_waited_before_it(plan: list[Arrival], wide: bool) -> None:
     """Of the firsts of all flows when it became one of them; arrivals are fast, so that there is who overtakes."""
     checked([replace(arrival, at_s=arrival.at_s / 4) for arrival in plan], wide)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(200, 512), st.integers(5, 20), st.integers(1, 3))
 def test_short_ones_that_never_end_do_not_starve_a_long_one(long: int, short: int, many: int) -> None:
     gap_s = COST.seconds(1, short) / LANES / 2

@@ -88,19 +88,19 @@ def check(channel: grpc.Channel, method: str, raw: bytes, kind: Any) -> None:
             assert not result.HasField("error"), refused_result(result)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ENCODES)
 def test_any_request_is_answered_or_refused_by_field(channel: grpc.Channel, request_: pb.EncodeRequest) -> None:
     check(channel, ENCODE, request_.SerializeToString(), pb.EncodeResponse)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SIMILARITIES)
 def test_any_comparison_is_answered_or_refused_by_field(channel: grpc.Channel, request_: pb.SimilarityRequest) -> None:
     check(channel, SIMILARITY, request_.SerializeToString(), pb.SimilarityResponse)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ENCODES, st.data())
 def test_any_damaged_request_is_answered_or_refused(
     channel: grpc.Channel, request_: pb.EncodeRequest, data: st.DataObject
@@ -112,7 +112,7 @@ def test_any_damaged_request_is_answered_or_refused(
     check(channel, ENCODE, bytes(raw), pb.EncodeResponse)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MESSAGES, st.binary(max_size=8))
 def test_each_message_of_a_stream_has_one_answer(
     channel: grpc.Channel, messages: list[pb.EncodeStreamRequest], garbage: bytes

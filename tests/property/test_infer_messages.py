@@ -74,13 +74,13 @@ def answered(infer: Any, raw: bytes) -> bool:
         return bool(wrong.reason) and wrong.code in ("NOT_FOUND", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(REQUESTS)
 def test_any_request_is_answered_or_refused_by_field(infer: Any, request_: pb.ModelInferRequest) -> None:
     assert answered(infer, request_.SerializeToString())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(REQUESTS, st.data())
 def test_any_damaged_request_is_answered_or_refused(infer: Any, request_: pb.ModelInferRequest, data: Any) -> None:
     raw = bytearray(request_.SerializeToString())

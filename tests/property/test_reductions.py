@@ -27,7 +27,7 @@ def everything(shape: tuple[int, int, int], top_k: int = 3) -> Wish:
     return Wish(tuple(range(layers)), tuple(range(heads)), True, True, True, True, True, top_k)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(Shapes, Seeds)
 def test_what_adds_up_to_1_does(shape: tuple[int, int, int], seed: int) -> None:
     told = everything(shape).of({"attentions": maps_of(shape, seed)})
@@ -36,7 +36,7 @@ def test_what_adds_up_to_1_does(shape: tuple[int, int, int], seed: int) -> None:
         assert told[name].min() >= 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(Shapes, Seeds)
 def test_rollout_is_the_product_of_the_layers_with_what_passes_them_by(shape: tuple[int, int, int], seed: int) -> None:
     maps = maps_of(shape, seed).astype(np.float64)
@@ -46,7 +46,7 @@ def test_rollout_is_the_product_of_the_layers_with_what_passes_them_by(shape: tu
     np.testing.assert_allclose(reductions.rollout(maps.astype(np.float32)), expected, atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(Shapes, Seeds)
 def test_entropy_lies_between_one_token_each_and_all_alike(shape: tuple[int, int, int], seed: int) -> None:
     maps = maps_of(shape, seed)
@@ -59,7 +59,7 @@ def test_entropy_lies_between_one_token_each_and_all_alike(shape: tuple[int, int
     np.testing.assert_allclose(told, -terms.sum(-1).mean(-1), atol=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(Shapes, Seeds, st.integers(1, 20))
 def test_links_are_the_strongest_in_order_and_no_more_than_there_are_tokens(
     shape: tuple[int, int, int], seed: int, top_k: int
@@ -73,7 +73,7 @@ def test_links_are_the_strongest_in_order_and_no_more_than_there_are_tokens(
     np.testing.assert_array_equal(np.take_along_axis(mean, tokens.astype(np.int64), -1), weights)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(Shapes, Seeds, st.data())
 def test_only_what_was_chosen_and_asked_for_is_told_and_as_large_as_was_said(
     shape: tuple[int, int, int], seed: int, data: st.DataObject
@@ -93,7 +93,7 @@ def test_only_what_was_chosen_and_asked_for_is_told_and_as_large_as_was_said(
         np.testing.assert_allclose(told["mean"], maps[np.ix_(layers, heads)].mean(1), atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 64), Seeds)
 def test_contributions_add_up_to_the_cosine_of_the_means(n: int, m: int, hidden: int, seed: int) -> None:
     random = np.random.default_rng(seed)

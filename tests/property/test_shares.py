@@ -45,7 +45,7 @@ floods = st.tuples(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.tuples(floods, floods, floods))
 def test_tenants_that_wait_all_along_are_served_tokens_by_their_weights(
     asked: tuple[tuple[list[int], Priority, str | None], ...],
@@ -67,7 +67,7 @@ def test_tenants_that_wait_all_along_are_served_tokens_by_their_weights(
         assert max(served.values()) - min(served.values()) <= AHEAD_TOKENS + batch_tokens
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=8), st.integers(1, 512), st.sampled_from(Priority))
 def test_who_comes_beside_a_flood_of_another_tenant_does_not_wait_for_it(
     lengths: list[int], single: int, priority: Priority
@@ -102,7 +102,7 @@ def test_a_tenant_that_paused_has_saved_nothing_up() -> None:
     assert abs(served["light"] - served["other"]) * 100 <= AHEAD_TOKENS + LIMITS.padded_tokens
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 512), min_size=1, max_size=8),
     st.lists(st.integers(1, 512), min_size=1, max_size=8),
@@ -145,7 +145,7 @@ twins = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(twins)
 def test_equals_that_wait_together_are_computed_once_and_each_ends_once(
     plan: list[tuple[str | None, float, Priority, float, float]],
@@ -176,7 +176,7 @@ def test_equals_that_wait_together_are_computed_once_and_each_ends_once(
                 assert not other.started_s < member.started_s or member.arrived_s >= other.started_s
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=30), st.randoms())
 def test_equals_weigh_on_the_backlog_as_one(named: list[tuple[str, bool]], random: Random) -> None:
     backlog: Backlog[Waiting] = backlog_of()

@@ -53,7 +53,7 @@ def test_garbage_in_the_padded_cells_changes_nothing(minilm: Engine) -> None:
         np.testing.assert_allclose(dirty[TOKENS][row, :length], clean[TOKENS][row, :length], atol=1e-5, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
 def test_a_sequence_alone_and_in_any_batch_agree(tiny: Engine, lengths: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -125,7 +125,7 @@ def test_a_vector_that_is_not_finite_is_never_sent() -> None:
     assert [value(ran.outcomes[0]), value(ran.outcomes[2])] == [[1.0], [3.0]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from([1, 2, 3, POISON, NAN, BUG]), min_size=1, max_size=40))
 def test_whatever_fails_every_sequence_gets_its_own_outcome(firsts: list[int]) -> None:
     ran = run_batch(FakeRunner(), [pending(first) for first in firsts], ticks().__next__, Buffers())

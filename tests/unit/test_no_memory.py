@@ -74,7 +74,7 @@ def test_a_batch_without_memory_is_halved_after_a_shrink_until_it_fits() -> None
     assert ran.compute_s == 0.0  # a time of parts would teach the cost surface nonsense
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from([1, POISON]), st.integers(1, 40)), min_size=1, max_size=30))
 def test_only_who_finds_no_memory_alone_is_told_so(rows: list[tuple[int, int]]) -> None:
     ran = run_batch(SmallMachine(most_tokens=30), [pending(*row) for row in rows], count(0.0).__next__, Buffers())

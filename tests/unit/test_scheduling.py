@@ -217,7 +217,7 @@ def test_what_is_ahead_of_one_more_is_one_turn_of_every_flow() -> None:
     assert backlog.ahead_s(1, Priority.BULK) == pytest.approx(100 * one_s + other_s + low_s) == backlog.work_s
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 512), st.booleans()), max_size=40), st.randoms())
 def test_the_sums_of_a_backlog_are_those_of_who_waits(arrivals: list[tuple[int, int, bool]], random: Random) -> None:
     backlog = backlog_of()

@@ -46,7 +46,7 @@ def whole_of(content: bytes, text: str) -> Encoding:
     return plain.encode(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(min_size=1, max_size=60), st.integers(1, 400), st.integers(5, 40), st.booleans())
 def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
     content: bytes, unit: str, times: int, most: int, end: bool
@@ -68,7 +68,7 @@ def test_the_cut_of_a_long_text_changes_no_token_and_no_verdict(
         assert most < tokens.full_length <= len(whole) + 128
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs", "So"]), min_size=1, max_size=60),
     st.integers(1, 40), st.integers(5, 20), st.data(),

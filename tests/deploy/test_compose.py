@@ -1,6 +1,7 @@
 """deploy/compose.yaml: read by Docker Compose itself, and its parts by the programs that they are for."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.docker_engine import docker_engine
 from support.tools import REPOSITORY, missing, tool
 
 DEPLOY = REPOSITORY / "deploy"
@@ -39,6 +41,26 @@ def test_docker_compose_accepts_it(record_property: Found) -> None:
     assert services.keys() == {"server", "prometheus", "grafana", "load"}
     version = subprocess.run([tool("docker-compose"), "version", "--short"], capture_output=True, text=True, check=True)
     record_property("found", f"Docker Compose {version.stdout.strip()}")
+
+
+@pytest.mark.parametrize("files", [("compose.yaml",), ("compose.yaml", "compose.gpu.yaml")])
+def test_docker_compose_has_every_container_made(files: tuple[str, ...], tmp_path: Path) -> None:
+    """Some of what it refuses it reads without a word, and refuses only when containers are made."""
+    options = [part for file in files for part in ("--file", str(DEPLOY / file))]
+    command = [tool("docker-compose"), *options, "--profile", "*", "create", "--no-build", "--pull", "never"]
+    with docker_engine() as engine:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "DOCKER_HOST": engine.host}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    made = {name.removeprefix("harken-").removesuffix("-1"): body for name, body in engine.containers.items()}
+    assert made.keys() == compose(*files)["services"].keys()
+    # What is not said here is the image's: its command, and how often it is asked later on.
+    assert made["server"]["Healthcheck"] == {"StartInterval": 1_000_000_000, "StartPeriod": 120_000_000_000}
+    dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"--start-period=(\d+)s", dockerfile) == ["120"]
+    for body in made.values():
+        assert body["HostConfig"]["ReadonlyRootfs"] is True
+        assert body["HostConfig"]["CapDrop"] == ["ALL"]
 
 
 def test_every_service_has_a_read_only_root_and_no_capability_and_a_tag_and_is_reached_from_here_only() -> None:

@@ -25,6 +25,12 @@ def test_every_folder_that_the_page_applies_renders_and_the_waits_are_for_what_i
         assert f"{kind}/{name}" in applied or name == "monitoring-grafana"
 
 
+def test_what_the_page_watches_is_of_one_kind_as_kubectl_wants_it() -> None:
+    watched = re.findall(r"kubectl .*get (\S+) --watch", PAGE)
+    assert watched == ["hpa"]
+    assert "ScaledObject" in [manifest["kind"] for manifest in rendered("overlays/dev-scaled")]
+
+
 def test_the_images_that_the_page_builds_are_those_of_dev_and_of_the_load_test() -> None:
     built = set(re.findall(r"-t (\S+) \.", PAGE))
     loaded = set(re.findall(r"kind load docker-image (.+)", PAGE)[0].split())

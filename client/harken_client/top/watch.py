@@ -70,10 +70,13 @@ class Watched:
 def metrics_url(server: str) -> str:
     """`server` is a URL, or host[:port]. Raises ValueError."""
     url = server if "://" in server else f"http://{server}"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{server!r} is no http address, and no HOST or HOST:PORT: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{server!r} is no http address, and no HOST or HOST:PORT")
-    port = parts.port  # raises on one that is none
     netloc = parts.netloc if port or "://" in server else f"{parts.netloc}:{METRICS_PORT}"
     return f"{parts.scheme}://{netloc}{parts.path if parts.path not in ('', '/') else '/metrics'}"
 

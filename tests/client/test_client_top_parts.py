@@ -171,3 +171,23 @@ def test_a_model_that_a_server_does_not_have_is_named_with_those_that_it_has() -
     server.took(scraped(9), 1.0)
     server.took(scraped(10), 2.0)
     assert (server.period, server.trouble) == (None, "has no model nosuch, but a")
+
+
+def test_whatever_answers_is_shown_as_text_and_the_other_servers_stay() -> None:
+    """Another program's port, or somebody's who wants the terminal to do something."""
+    odd = [
+        "harken_accepted_total NaN", 'harken_accepted_total{model="a"} 3',
+        'harken_batches_total{closed_by="[/]\x1b[2J"} %d',
+        'harken_request_duration_seconds_bucket{le="abc"} 4', "harken_request_duration_seconds_bucket 4",
+        'harken_engine_busy_seconds_total{lane="0"} NaN', 'harken_engine_busy_seconds_total{lane="1"} +Inf',
+    ]  # fmt: skip
+    server = Watched("http://a:8002/metrics", "")
+    for turn in (1.0, 2.0):
+        server.took(parse("\n".join(odd) % turn), turn)
+    assert server.period is not None
+    trouble = "down: http://b:8001/metrics cannot be read: \x00\x00\x06\x1b]0;x\x07[red]"
+    lines = rendered([Row("a:8002", figures_of([server.period]), ""), Row("b:8001", None, trouble)], None)
+    words = " ".join(" ".join(lines).split())
+    assert words.isprintable()
+    assert "[/]?[2J 100%" in words
+    assert "cannot be read: ????]0;x?[red]" in words

@@ -55,7 +55,7 @@ class Metrics:
     def histogram(self, name: str, **labels: str) -> Histogram:
         buckets: dict[float, float] = {}
         for sample in self._matching(f"{name}_bucket", labels):
-            bound = float(sample.labels["le"])
+            bound = float(sample.labels.get("le", "inf"))
             buckets[bound] = buckets.get(bound, 0.0) + sample.value
         return Histogram(
             tuple(sorted(buckets.items())),
@@ -112,11 +112,19 @@ def parse(text: str) -> Metrics:
         if match is None:
             continue
         labels = {name: _ESCAPE.sub(_unescape, value) for name, value in _LABEL.findall(match[2] or "")}
-        try:
-            samples.append(Sample(match[1], labels, float(match[3])))
-        except ValueError:
-            continue
+        value, bound = _number(match[3]), _number(labels.get("le", "+Inf"))
+        # A gauge without a value is NaN, and no sum is one with it.
+        if value is not None and bound is not None and math.isfinite(value):
+            samples.append(Sample(match[1], labels, value))
     return Metrics(samples)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
 
 
 def _unescape(found: re.Match[str]) -> str:

@@ -59,7 +59,7 @@ def _work(rows: Sequence[Row]) -> Table:
         shape = _NOTHING
         if figures.batch_sequences is not None and figures.batch_length is not None:
             shape = f"{figures.batch_sequences:.1f}x{figures.batch_length:.0f}"
-        why = [f"{why} {100 * share:.0f}%" for why, share in figures.closed_by.items()]
+        why = [_plain(f"{why} {100 * share:.0f}%") for why, share in figures.closed_by.items()]
         return [
             _number(figures.waiting), _time(figures.wait_s), _number(figures.batches), shape,
             _percent(figures.padding_share), why[0] if why else _NOTHING,
@@ -74,9 +74,9 @@ def _machine(rows: Sequence[Row], *, wraps: bool) -> Table:
     table.add_column("lanes, or what is wrong", no_wrap=not wraps, overflow="ellipsis", ratio=1)
     for row in rows:
         if row.figures is None:
-            table.add_row(f"[red]{escape(row.name)}[/]", *[_NOTHING] * 3, f"[red]{escape(row.trouble)}[/]")
+            table.add_row(f"[red]{_plain(row.name)}[/]", *[_NOTHING] * 3, f"[red]{_plain(row.trouble)}[/]")
         else:
-            table.add_row(escape(row.name), *_machine_cells(row.figures))
+            table.add_row(_plain(row.name), *_machine_cells(row.figures))
     return table
 
 
@@ -98,10 +98,15 @@ def _table(headings: Sequence[str], rows: Sequence[Row], cells: Callable[[Figure
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         if row.figures is None:
-            table.add_row(f"[red]{escape(row.name)}[/]", *[_NOTHING] * len(headings))
+            table.add_row(f"[red]{_plain(row.name)}[/]", *[_NOTHING] * len(headings))
         else:
-            table.add_row(escape(row.name), *cells(row.figures))
+            table.add_row(_plain(row.name), *cells(row.figures))
     return table
+
+
+def _plain(text: str) -> str:
+    """What others wrote: no markup, and nothing that a terminal obeys."""
+    return escape("".join(character if character.isprintable() else "?" for character in text))
 
 
 def _level(share: float) -> str:

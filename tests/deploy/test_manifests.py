@@ -178,6 +178,18 @@ def test_with_a_canary_both_versions_get_what_the_components_add() -> None:
     assert pod_of(stable)["initContainers"] == pod_of(canary)["initContainers"]
 
 
+def test_an_overlay_says_where_the_bucket_is_and_a_changed_one_is_a_rollout() -> None:
+    manifests, as_it_comes = (
+        rendered("overlays/prod-gpu"),
+        find(rendered("from a bucket"), "ConfigMap", "harken-models"),
+    )
+    where = find(manifests, "ConfigMap", "harken-models")
+    assert where["data"] == {**as_it_comes["data"], "MODELS_PATH": "example-bucket/models"}
+    assert where["metadata"]["name"] != as_it_comes["metadata"]["name"]
+    (init,) = pod_of(find(manifests, "Deployment"))["initContainers"]
+    assert init["envFrom"][0] == {"configMapRef": {"name": where["metadata"]["name"]}}
+
+
 def test_secrets_are_rendered_from_files_that_are_not_in_git(tmp_path: Any) -> None:
     (tmp_path / "kustomization.yaml").write_text((K8S / "secrets" / "kustomization.yaml").read_text())
     with pytest.raises(Refused, match=r"tls\.crt"):

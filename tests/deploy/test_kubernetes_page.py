@@ -25,6 +25,17 @@ def test_every_folder_that_the_page_applies_renders_and_the_waits_are_for_what_i
         assert f"{kind}/{name}" in applied or name == "monitoring-grafana"
 
 
+def test_the_page_needs_no_program_but_those_that_it_says_and_what_every_machine_has() -> None:
+    needed = re.search(r"It needs (.+?),\nand a checkout", PAGE)
+    assert needed is not None
+    said = {word.lower() for word in re.findall(r"\w+", re.sub(r"\(\S+\)", "", needed[1]))}
+    assert said == {"docker", "kind", "kubectl", "helm"}
+    blocks = "\n".join(re.findall(r"```sh\n(.+?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
+    lines = [re.sub(r"(^|\s)#.*", "", line) for line in blocks.splitlines()]
+    commands = [command.split()[0] for line in lines for command in re.split(r" [|&]|; ", line) if command.strip()]
+    assert set(commands) <= said | {"cd", "curl", "openssl", "base64", "echo"}
+
+
 def test_what_the_page_watches_is_of_one_kind_as_kubectl_wants_it() -> None:
     watched = re.findall(r"kubectl .*get (\S+) --watch", PAGE)
     assert watched == ["hpa"]

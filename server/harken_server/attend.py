@@ -108,7 +108,10 @@ class Attend:
                 sizes[CONTRIBUTIONS] = lengths[0] * lengths[1]
             check_sizes(sizes)
             pair_bytes, answer_bytes = 4 * sizes.get(CONTRIBUTIONS, 0), 4 * sum(sizes.values())
-            needed_bytes = max(self._needed_bytes(model, wish, lengths[0], fields[0]) + pair_bytes, answer_bytes)
+            computed_bytes = self._computed_bytes(model, wish, lengths[0])
+            needed_bytes = max(
+                self._needed_bytes(model, wish, lengths[0], fields[0]) + pair_bytes, computed_bytes + answer_bytes
+            )
             budget_bytes = self._attentions.budget.budget_bytes
             if needed_bytes > budget_bytes:
                 field = largest(sizes, fields)
@@ -117,6 +120,10 @@ class Attend:
                 if wish.anything:
                     await self._load(model, deadline)
                 yield await self._compute(model, key, options, wish, texts, deadline, received_s)
+
+    def _computed_bytes(self, model: Model, wish: Wish, length: int) -> int:
+        """Of the maps out of which the answer is made: they go once it is."""
+        return maps_bytes(model.manifest.layers, model.manifest.heads, length) if wish.anything else 0
 
     def _needed_bytes(self, model: Model, wish: Wish, length: int, field: str) -> int:
         """Most memory while the maps are computed. Raises InvalidRequest if it exceeds the budget by itself."""
@@ -127,7 +134,7 @@ class Attend:
         needed_bytes = run_bytes(layers, heads, length) + encoding_bytes
         budget_bytes = self._attentions.budget.budget_bytes
         if needed_bytes > budget_bytes:
-            whole_bytes = maps_bytes(layers, heads, length)
+            whole_bytes = self._computed_bytes(model, wish, length)
             problem = OverAttendBudget(field, length, layers, heads, whole_bytes, needed_bytes, budget_bytes)
             raise InvalidRequest((problem,))
         return needed_bytes

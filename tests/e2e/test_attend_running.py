@@ -49,15 +49,18 @@ def test_the_first_one_loads_the_graph_and_after_a_while_without_any_it_goes(min
         assert logged(server, LOADED) == 2
 
 
-def test_a_run_takes_no_more_memory_than_was_predicted_and_gives_it_back(minilm_models: Path) -> None:
+@pytest.mark.parametrize("chosen", [[0], []], ids=["one head", "all of them"])
+def test_a_run_takes_no_more_memory_than_was_predicted_and_gives_it_back(
+    minilm_models: Path, chosen: list[int]
+) -> None:
     with running_server(minilm_models, "--no-wide-lane", "--lanes", "1") as server:
         attend(server, [101] * 8, maps=True)
         Client(server.target).encode([[101] * 500] * 4)
         server.wait_until("rest", lambda: server.total("harken_memory_bytes", kind="predicted_batch") == 0)
         time.sleep(1.5)  # what batches left goes back after a second
         before = rss(server)
-        # Of all that is computed one head is sent; what was computed for it must not stay.
-        attend(server, [101] * 512, maps=True, layers=[0], heads=[0])
+        # Whatever of all that is computed is sent, what was computed for it must not stay.
+        attend(server, [101] * 512, maps=True, layers=chosen, heads=chosen)
         peak = server.total("harken_memory_bytes", kind="rss_peak") - before
         predicted = server.total("harken_memory_bytes", kind="attend_peak")
         assert 2 * 75 << 20 < predicted < 260 << 20

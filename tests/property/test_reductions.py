@@ -1,5 +1,8 @@
 """What is told of attention maps holds what its formulas say, of any maps."""
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from harken_server.execution import reductions
@@ -110,3 +113,31 @@ def test_means_that_vanish_give_no_similarity_and_no_nan() -> None:
     tokens = np.array([[1.0, 2.0], [-1.0, -2.0]], np.float32)
     added = contributions(tokens, np.ones((3, 2), np.float32))
     assert np.isfinite(added).all()
+
+
+def peak_beside_what_stays(make: Callable[[], object]) -> int:
+    """Bytes that were taken and given back again."""
+    tracemalloc.start()
+    try:
+        made = make()
+        stays, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert made is not None
+    return peak - stays
+
+
+@pytest.mark.parametrize("top_k", [0, 64])
+def test_what_is_told_is_made_without_a_copy_of_all_maps(top_k: int) -> None:
+    maps = maps_of((6, 12, 128), 0)
+    whole = everything((6, 12, 128), top_k)
+    layer_bytes = maps[0].nbytes
+    # The maps and what is told of them are all that is predicted, beside a layer or so.
+    assert peak_beside_what_stays(lambda: whole.of({"attentions": maps})) < 1.5 * layer_bytes
+
+
+def test_nor_are_contributions_made_with_more_than_they_take() -> None:
+    tokens = np.random.default_rng(0).normal(size=(2048, 8)).astype(np.float32)
+    added = contributions(tokens, tokens)
+    assert added.sum(dtype=np.float64) == pytest.approx(1.0, abs=1e-5)
+    assert peak_beside_what_stays(lambda: contributions(tokens, tokens)) < 0.5 * added.nbytes

@@ -71,19 +71,25 @@ class Wish:
         told: dict[str, npt.NDArray[Any]] = {}
         if self.rollout:
             told[ROLLOUT] = rollout(whole)
+        # Layer by layer, and the maps straight to their place: a copy of all of them would be a third one in memory.
         chosen = [whole[layer] for layer in self.layers]
-        if self.maps:
-            told[MAPS] = np.stack([maps[list(self.heads)] for maps in chosen])
+        heads = list(self.heads)
         if self.received:
-            told[RECEIVED] = np.stack([received(maps[list(self.heads)]) for maps in chosen])
+            told[RECEIVED] = np.stack([received(maps[heads]) for maps in chosen])
         if self.entropy:
             told[ENTROPY] = np.stack([entropies(maps, self.heads) for maps in chosen])
         if self.mean or self.top_k:
-            means = np.stack([maps[list(self.heads)].mean(axis=0) for maps in chosen])
+            means = np.stack([maps[heads].mean(axis=0) for maps in chosen])
+            if self.top_k:
+                linked = [links(mean, self.top_k) for mean in means]
+                told[LINKS], told[LINK_WEIGHTS] = (np.stack(parts) for parts in zip(*linked, strict=True))
             if self.mean:
                 told[MEAN] = means
-            if self.top_k:
-                told[LINKS], told[LINK_WEIGHTS] = links(means, self.top_k)
+        if self.maps:
+            told[MAPS] = np.empty((len(chosen), len(heads), *whole.shape[2:]), np.float32)
+            for place, maps in zip(told[MAPS], chosen, strict=True):
+                for n, head in enumerate(heads):
+                    place[n] = maps[head]
         return told
 
 
@@ -129,7 +135,7 @@ def _entropy(rows: Float32) -> float:
 
 
 def links(means: Float32, most: int) -> tuple[npt.NDArray[np.uint32], Float32]:
-    """Whom each token attends to most: [n, L, L] -> tokens uint32 and weights float32, [n, L, min(most, L)] each.
+    """Whom each token attends to most: [..., L, L] -> tokens uint32 and weights float32, [..., L, min(most, L)] each.
 
     The strongest first; of equals the earlier token.
     """
@@ -152,8 +158,12 @@ def contributions(tokens: Float32, others: Float32) -> Float32:
     """
     h, g = tokens.astype(np.float64), others.astype(np.float64)
     scale = len(h) * len(g) * max(float(np.linalg.norm(h.mean(axis=0)) * np.linalg.norm(g.mean(axis=0))), _LEAST_NORM)
-    added: Float32 = ((h / scale) @ g.T).astype(np.float32)
+    added = np.empty((len(h), len(g)), np.float32)
+    # Some rows at a time: all terms in float64 would take twice the memory of the answer again.
+    for first in range(0, len(h), _ROWS):
+        added[first : first + _ROWS] = (h[first : first + _ROWS] / scale) @ g.T
     return added
 
 
 _LEAST_NORM: Final = 1e-12
+_ROWS: Final = 256

@@ -153,7 +153,7 @@ def claims(result: dict[str, Any]) -> list[Claim]:
     for name in ARCHITECTURES:
         paths = result["paths"][name]
         near, far = paths[str(nearest)], paths[str(farthest)]
-        holds = far == near if name == "attention" else far > 0.5 * times * near
+        holds = len(set(paths.values())) == 1 if name == "attention" else far > 0.5 * times * near
         shape = "is the same at every distance" if name == "attention" else "grows as the distance does"
         found.append(
             Claim(
@@ -165,10 +165,12 @@ def claims(result: dict[str, Any]) -> list[Claim]:
             left = {distance: typical(seeds) for distance, seeds in ratios(result, name, state).items()}
             # What is lost per token: a power of the distance loses less and less, an exponential always the same.
             lost = left[farthest] / left[nearest]
-            told = f"from {nearest} to {farthest} tokens it falls to {lost:.1g} of itself"
+            told = f"at {farthest} tokens it is {lost:.1g} of what it is at {nearest}"
             if name == "attention":
                 held = Claim(
-                    f"the gradient through {state} attention falls no faster than 1 / length", lost >= 0.5 / times, told
+                    f"the gradient through {state} attention falls no faster than 1 / length (to {0.5 / times:.1g})",
+                    lost >= 0.5 / times,
+                    told,
                 )
             else:
                 held = Claim(f"the gradient through the {state} {NAMES[name]} vanishes (below 1e-6)", lost < 1e-6, told)

@@ -15,6 +15,8 @@ PADDING = (0, 1, 4, 16, 64, 256)
 # Any id but [PAD]'s.
 GARBAGE_ID = 2000
 
+ANOTHER = 0.99
+
 # The two places that need the mask, and what is missing of it.
 WAYS = {
     "masked": {"attention": True, "mean": True},
@@ -96,8 +98,8 @@ def claims(result: dict[str, Any]) -> list[Claim]:
         worst, few = points[way][-1], points[way][1]
         found.append(
             Claim(
-                f"{way}: the vector is another",
-                worst["mean_cosine"] < 0.99,
+                f"{way}: the vector is another (mean cosine below {ANOTHER})",
+                worst["mean_cosine"] < ANOTHER,
                 f"mean cosine {few['mean_cosine']:.4f} at {few['padding']} padded, {worst['mean_cosine']:.3f} at "
                 f"{worst['padding']}; {worst['neighbours']:.0%} of nearest neighbours stay",
             )

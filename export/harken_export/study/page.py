@@ -121,7 +121,8 @@ The attention side is this project's encoder (`model.py`): {layers} layers, {hea
 others are the same encoder with its layers replaced by one layer of LSTM or GRU, wide enough for as many weights
 (within 2 %, the layer that answers counted; an LSTM's forget gates start open). Each learns one task in as many
 steps (Adam, rate up in the first twentieth, then down to zero; gradients clipped at 1), all from the same batches in
-the same order, about {batch_tokens} tokens each, at most {batch_sequences} sequences. Equal steps are not equal time:
+the same order, about {batch_tokens} tokens each, at most {batch_sequences} sequences. The peak rates, one for each
+kind of network, are of a handful that were tried on a seed that no figure here uses. Equal steps are not equal time:
 the table has both.
 
 **Gradually**: {steps} steps, of which the first third has the shortest distance of the task alone (0 and 8), in the
@@ -155,7 +156,7 @@ step after the other (table 1).* Encoders of {sizes[layers]} layers, hidden {siz
 against an LSTM and a GRU of as many layers and weights, all random, each exported by this project to a bundle,
 proved equal to PyTorch over ragged batches, and served by one `harken-server` with its defaults. One sequence at a
 time, batch of one, in turns; the fastest of {sizes[repeats]}, which whatever else the machine does disturbs least.
-The server gives a lone sequence all cores where that is faster, as it is for attention.
+The server gives a lone sequence all cores where it measured at its start that this is faster.
 """,
         lambda result: result,
         parallelism.claims,

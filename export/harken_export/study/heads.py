@@ -15,6 +15,8 @@ from .sentences import EXAMPLE
 
 # A head belongs where more than half of its attention goes (Clark et al. 2019, section 3.1).
 SHARE = 0.5
+# What of its attention has to follow the words beyond what stays with the places: a little less is chance.
+MARGIN = 0.1
 # Nearly as broad as looking at all tokens alike.
 BROAD = 0.9
 KINDS = ("previous", "next", "itself", "delimiter", "same word", "other words")
@@ -96,9 +98,9 @@ def example(encoder: Encoder, tokenizer: Tokenizer, result: dict[str, Any]) -> d
     }
     for kind, values in scores.items():
         # A head may be the most so of two kinds: one that finds no other such word looks at [CLS].
-        layer, head = strongest(values, without=[(map_["layer"] - 1, map_["head"] - 1) for map_ in shown.values()])
+        layer, head = strongest(values, without=[(map_["layer"], map_["head"]) for map_ in shown.values()])
         rows = [[round(share, 3) for share in row] for row in maps[layer, head].tolist()]
-        shown[kind] = {"layer": layer + 1, "head": head + 1, "map": rows}
+        shown[kind] = {"layer": layer, "head": head, "map": rows}
     return {"sentence": EXAMPLE, "tokens": encoded.tokens, "maps": shown}
 
 
@@ -160,14 +162,15 @@ def kind_of(result: dict[str, Any], layer: int, head: int) -> str:
         return "positional"
     if result["breadth"][layer][head] > BROAD:
         return "broad"
-    return "content" if result["follows_word"][layer][head] > result["follows_place"][layer][head] else "mixed"
+    moves = result["follows_word"][layer][head] - result["follows_place"][layer][head]
+    return "content" if moves > MARGIN else "mixed"
 
 
 HEADS = {
     "positional": "more than half of its attention goes to the token before, the one behind, or the word itself",
     "delimiter": "more than half goes to [CLS] and [SEP]",
     "broad": "neither, and it spreads over nearly all tokens (entropy above 0.9 of the most)",
-    "content": "none of these, and when the words are shuffled its attention moves with the words",
+    "content": "none of these, and when the words are shuffled its attention moves with them (by more than 0.1)",
     "mixed": "none of these",
 }
 
@@ -184,6 +187,11 @@ def strongest(values: list[list[float]], without: Sequence[tuple[int, int]] = ()
     return max(places, key=lambda at: values[at[0]][at[1]])
 
 
+def name_of(layer: int, head: int) -> str:
+    """As `harken attend` and the studio call it, so that it is found there."""
+    return f"head {layer}.{head}"
+
+
 def claims(result: dict[str, Any]) -> list[Claim]:
     """What the figures say of what heads look at."""
     number = counts(result)
@@ -195,11 +203,11 @@ def claims(result: dict[str, Any]) -> list[Claim]:
     def told(kind: str, at: tuple[int, int]) -> str:
         share = result["shares"][kind][at[0]][at[1]]
         even = result["uniform"][kind]
-        return f"head {at[0] + 1}-{at[1] + 1} gives {kind} {share:.0%} ({even:.0%} if it looked at all alike)"
+        return f"{name_of(*at)} gives {kind} {share:.0%} ({even:.0%} if it looked at all alike)"
 
     return [
         Claim(
-            "some heads look at a place: the token before or behind",
+            "some heads look at a place: the token before, the one behind, or the word itself",
             number["positional"] > 0,
             f"{number['positional']} of {heads}; {told('previous', previous)}, {told('next', following)}",
         ),
@@ -212,6 +220,6 @@ def claims(result: dict[str, Any]) -> list[Claim]:
             "some heads look at content",
             number["content"] > 0,
             f"{number['content']} of {heads} move with the words; where a word comes again "
-            f"head {layer + 1}-{head + 1} gives it {twin}",
+            f"{name_of(layer, head)} gives it {twin}",
         ),
     ]

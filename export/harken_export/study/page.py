@@ -191,7 +191,8 @@ places, in one of them, in none.
 Look At?").* The real model's heads over {sentences} English sentences, {words} tokens: the share of a token's
 attention that goes to the one before, the one behind, itself, [CLS] and [SEP], the same word elsewhere, and other
 words. *Moves with the words*: the words of each sentence are shuffled; how much of the attention among them follows
-the words, less how much stays with the places. Rows are layers, columns heads.
+the words, less how much stays with the places. Rows are layers, columns heads, counted from 0 as in every call: head
+3.7 is head 7 of layer 3.
 """,
         lambda result: result,
         heads.claims,

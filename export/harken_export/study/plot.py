@@ -180,14 +180,14 @@ def draw_heads(result: dict[str, Any], svg: Path) -> None:
         upper.subplots(2, 4).flat, [*panels.items(), ("moves with the words", moves)], strict=True
     ):
         matrix(axes, values, 1.0 if name != "moves with the words" else 0.6, name)
-        axes.set_xticks([0.5, len(values[0]) - 0.5], ["1", str(len(values[0]))])
-        axes.set_yticks([0.5, len(values) - 0.5], ["1", str(len(values))])
+        axes.set_xticks([0.5, len(values[0]) - 0.5], ["0", str(len(values[0]) - 1)])
+        axes.set_yticks([0.5, len(values) - 0.5], ["0", str(len(values) - 1)])
     upper.supylabel("layer", fontsize=8)
     tokens = result["example"]["tokens"]
     for axes, (name, shown) in zip(
         lower.subplots(1, len(result["example"]["maps"])), result["example"]["maps"].items(), strict=True
     ):
-        matrix(axes, shown["map"], 1.0, f"{name}: head {shown['layer']}-{shown['head']}")
+        matrix(axes, shown["map"], 1.0, f"{name}: {heads.name_of(shown['layer'], shown['head'])}")
         places = [place + 0.5 for place in range(len(tokens))]
         axes.set_xticks(places, tokens, rotation=90, fontsize=5)
         axes.set_yticks(places, tokens, fontsize=5)

@@ -1,6 +1,7 @@
 """The whole study in its smallest form: every figure is on the page, and equal figures give equal files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,21 @@ def test_drawn_again_from_the_same_figures_nothing_changes(docs: Path) -> None:
     files = {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()}
     study(docs, set(), 1, SMALLEST)
     assert {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()} == files
+
+
+def test_the_page_says_where_its_figures_were_measured_not_where_it_was_drawn(
+    docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(docs, tmp_path / "docs")
+    page = (docs / "attention.md").read_text()
+    assert page.count("Machine: ") == 1
+    monkeypatch.setattr("harken_export.study.__main__.about", lambda: {"machine": "another", "versions": "9"})
+    study(tmp_path / "docs", set(), 1, SMALLEST)
+    assert (tmp_path / "docs" / "attention.md").read_text() == page
+    study(tmp_path / "docs", {"cost"}, 1, SMALLEST)
+    page = (tmp_path / "docs" / "attention.md").read_text()
+    assert "Of cost: Machine: another. Versions: 9." in page
+    assert "Of recall, gradients, parallelism, masking, heads: Machine: " in page
 
 
 def test_every_network_has_its_figures(docs: Path) -> None:

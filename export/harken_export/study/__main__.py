@@ -59,8 +59,8 @@ def study(docs: Path, only: set[str], processes: int, scale: Scale) -> None:
     """Measure the parts in `only`, write their figures, draw all and write the page."""
     folder = docs / "attention"
     folder.mkdir(parents=True, exist_ok=True)
-    took_file = folder / "took.json"
-    took = json.loads(took_file.read_text()) if took_file.exists() else {}
+    took_file, made_file = folder / "took.json", folder / "made_on.json"
+    took, made_on = (json.loads(file.read_text()) if file.exists() else {} for file in (took_file, made_file))
     for parts, measure in measures(scale, processes).items():
         if only & set(parts):
             began_s = time.monotonic()
@@ -69,13 +69,15 @@ def study(docs: Path, only: set[str], processes: int, scale: Scale) -> None:
             took[parts[0]] = round(time.monotonic() - began_s)
             print(f"{' and '.join(parts):<22} {took[parts[0]]:4} s", flush=True)
             write(took_file, took)
+            made_on |= dict.fromkeys(parts, about())
+            write(made_file, made_on)
 
     results = {name: json.loads((folder / f"{name}.json").read_text()) for name in PARTS}
     for name, result in results.items():
         plot.draw(name, result, folder / f"{name}.svg")
     cpu_s = sum(run["cpu_s"] for run in results["recall"]["runs"])
     minutes = f"{sum(took.values()) / 60:.0f} minutes ({cpu_s / 60:.0f} minutes of CPU time for the trainings)"
-    (docs / "attention.md").write_text(page.page(results, {"minutes": minutes, **about()}))
+    (docs / "attention.md").write_text(page.page(results, made_on, minutes))
     print(f"{docs / 'attention.md'} is written")
 
 
@@ -105,13 +107,13 @@ def rounded(value: Any) -> Any:
 
 
 def about() -> dict[str, str]:
-    """What a reader needs to compare."""
+    """What a reader needs to compare: of the machine that measures, which need not be the one that draws."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0))
     return {
         "machine": f"{names[0] if names else platform.processor()}, {cores} cores, {platform.system()}, "
-        f"Python {platform.python_version()}; no GPU",
+        f"Python {platform.python_version()}; CPU only",
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("harken", "torch", "onnx", "onnxruntime", "numpy")
         ),

@@ -11,10 +11,22 @@ from .training import ARCHITECTURES, NAMES
 Result = dict[str, Any]
 
 
-def page(results: Mapping[str, Result], about: Mapping[str, str]) -> str:
-    """The whole page. `results` by the name of the part; `about`: the machine and how long it took."""
+def page(results: Mapping[str, Result], made_on: Mapping[str, Mapping[str, str]], minutes: str) -> str:
+    """The whole page. `results`, and the `machine` and the `versions` that they were made on, by the name of the part;
+    `minutes`: how long it took."""
     sections = [section(number, name, results[name]) for number, name in enumerate(SECTIONS, 1)]
-    return HEAD.format(**about) + "\n".join(sections)
+    return HEAD.format(minutes=minutes, made_on=told(made_on)) + "\n".join(sections)
+
+
+def told(made_on: Mapping[str, Mapping[str, str]]) -> str:
+    """Where the figures come from, once if all come from there."""
+    parts: dict[str, list[str]] = {}
+    for part in SECTIONS:
+        one = made_on.get(part, {"machine": "not recorded", "versions": "not recorded"})
+        parts.setdefault(f"Machine: {one['machine']}. Versions: {one['versions']}.", []).append(part)
+    if len(parts) == 1:
+        return next(iter(parts))
+    return "\n\n".join(f"Of {', '.join(names)}: {where}" for where, names in parts.items())
 
 
 def section(number: int, name: str, result: Result) -> str:
@@ -102,7 +114,7 @@ as a measurement on small models and one machine. Whether a claim holds is compu
 and below each plot; where it does not hold at some size, it says so. `make study` writes this page, the plots and
 their figures (`docs/attention/*.json`) anew from `export/harken_export/study/`; here it took {minutes}.
 
-Machine: {machine}. Versions: {versions}.
+{made_on}
 
 """
 

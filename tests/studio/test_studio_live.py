@@ -150,6 +150,26 @@ def batches_of(one: Opened) -> str:
     return one.text("#batches")
 
 
+def test_a_batch_that_two_answers_tell_is_shown_once(tiny_models: Path, opened: Open) -> None:
+    with running_server(tiny_models, *QUICK) as server:
+        with Client(server.target) as client:
+            client.encode([[5] * 20])
+        one = opened(server, "live")
+        one.page.wait_for_selector("#batches canvas")
+        one.page.click("#live-pause")
+        told = one.page.evaluate("fetch('/studio/live').then(answer => answer.json())")["batches"]
+        assert len(told) == 1
+        shown = one.page.evaluate(
+            """async told => {
+              const { startBatches } = await import("/studio/batches.js");
+              const batches = startBatches();
+              for (const _ of [1, 2]) batches.show(told);
+              return document.querySelectorAll("#batches-rows tr").length;
+            }""", told,
+        )  # fmt: skip
+        assert shown == 1
+
+
 def test_a_server_that_goes_away_is_said_to_and_its_return_is_noticed(
     tiny_models: Path, opened: Open, picture: Callable[..., None]
 ) -> None:

@@ -13,13 +13,17 @@ export function startBatches() {
   let batches = [];
   let lanes = new Map();
 
+  const newest = () => batches.at(-1)?.number ?? 0;
+
   function show(news) {
     if (news === null) {
       $("batches").replaceChildren(make("p", {}, "None are kept: the server's setting debug_batches is 0."));
       return;
     }
-    if (!news.length && lanes.size) return;
-    batches = [...batches, ...news].slice(-KEPT);
+    // Two answers that were on their way at a time tell the same ones.
+    const newer = news.filter(({ number }) => number > newest());
+    if (!newer.length && lanes.size) return;
+    batches = [...batches, ...newer].slice(-KEPT);
     for (const { lane } of batches) if (!lanes.has(lane)) lanes.set(lane, makeLane(lane));
     if (!lanes.size) {
       $("batches").replaceChildren(make("p", {}, "No batch has run yet: compare some texts, or start a load."));
@@ -51,7 +55,7 @@ export function startBatches() {
   redrawn(() => batches.length && draw());
   return {
     show,
-    newest: () => batches.at(-1)?.number ?? 0,
+    newest,
     forget() {
       batches = [];
       lanes = new Map();

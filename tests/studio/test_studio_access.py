@@ -82,3 +82,11 @@ def test_what_is_touched_on_a_phone_is_large_enough(studio: RunningServer, opene
     small = one.page.evaluate(f"{boxes}.filter(box => box.width < 24 || box.height < 24).length")
     assert small == 0
     assert one.overflow() <= 0
+
+
+def test_in_the_narrowest_window_no_name_of_a_view_breaks(studio: RunningServer, opened: Open) -> None:
+    one = opened(studio, size=(320, 640))
+    ready(one, "texts")
+    lines = "[...document.querySelectorAll('nav a')].map(one => one.getClientRects()[0].height)"
+    assert max(one.page.evaluate(lines)) < 45
+    assert one.overflow() <= 0

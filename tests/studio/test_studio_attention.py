@@ -190,3 +190,13 @@ def test_of_several_models_one_is_chosen_and_goes_along(minilm_models: Path, tmp
         assert one.text("#texts-said").endswith(" by second.")
         one.page.click("text=See its attention")
         one.says("#attention-said", "by second.")
+
+
+def test_of_two_long_texts_no_part_of_the_similarity_is_told_as_nothing(studio: RunningServer, opened: Open) -> None:
+    one = opened(studio, "attention")
+    look(one, "a river and the sea " * 80, "mountains and a river " * 80)
+    parts = [float(line.split()[-1]) for line in one.page.locator("#pair-top li").all_inner_texts()]
+    assert len(parts) == 12
+    assert all(0 < part < 0.001 for part in parts)
+    one.page.locator("#pair-map").focus()
+    assert float(one.text("#pair-point").split()[-1]) != 0

@@ -181,7 +181,9 @@ function drawTokens() {
 }
 function tell() {
   if (!maps.length) { at("status").textContent = "No map was asked for."; return; }
-  const map = maps[current], told = weight => weight.toFixed(map.signed ? 5 : 3);
+  const map = maps[current], small = weight => weight && Math.abs(weight) < .001;
+  // Of a long text's many parts each is small, and none of them nothing.
+  const told = weight => small(weight) ? weight.toPrecision(2) : weight.toFixed(map.signed ? 5 : 3);
   const links = strongest().slice(0, 5).map(j => `${map.columns[j]} ${told(map.weight(row, j))}`).join(", ");
   at("status").textContent = `${map.name}${map.about || ""}: “${tokens[row]}” (${row}) and “${map.columns[column]}” ` +
     `(${column}): ${told(map.weight(row, column))}` + (links ? `. Strongest: ${links}` : "");

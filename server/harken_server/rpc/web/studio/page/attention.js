@@ -6,7 +6,7 @@ import { $, say, sentByKeys } from "./dom.js";
 import { heatMap } from "./heatmap.js";
 import { nameOf, showHeads } from "./heads.js";
 import { offerModels } from "./models.js";
-import { many } from "./numbers.js";
+import { many, weight } from "./numbers.js";
 import { startPair } from "./pair.js";
 import { startWords } from "./words.js";
 
@@ -68,7 +68,7 @@ export function startAttention() {
     say(said, sentence(found));
     words.show(tokens, values, chosen.head === undefined ? means(values) : found.received[chosen.layer][chosen.head]);
     say($("map-of"), nameOf(chosen));
-    drawMap({ title: `Attention, ${nameOf(chosen)}`, values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i}) to “${tokens[j]}” (${j}): ${values[i][j].toFixed(4)}` });
+    drawMap({ title: `Attention, ${nameOf(chosen)}`, values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i}) to “${tokens[j]}” (${j}): ${weight(values[i][j])}` });
   }
 
   $("attention-form").addEventListener("submit", (event) => {

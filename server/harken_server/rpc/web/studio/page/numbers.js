@@ -67,6 +67,9 @@ export function bytes(value) {
   return gib >= 1 ? `${gib.toFixed(2)} GiB` : `${Math.round(value / 2 ** 20)} MiB`;
 }
 
+/** A weight, or a term of a similarity. Of 512 times 512 terms each is some millionths, and none of them nothing. */
+export const weight = (value) => (Math.abs(value) >= 0.001 || !value ? value.toFixed(4) : value.toPrecision(2));
+
 export const percent = (share) => `${Math.round(100 * share)} %`;
 
 /** 1 sequence, 2 sequences. */

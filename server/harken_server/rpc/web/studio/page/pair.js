@@ -2,6 +2,7 @@
 
 import { $, make, say } from "./dom.js";
 import { heatMap } from "./heatmap.js";
+import { weight } from "./numbers.js";
 
 const MOST = 12;
 
@@ -11,12 +12,12 @@ export function startPair() {
   return ({ tokens, otherTokens, contributions, similarity }) => {
     $("pair").hidden = !contributions;
     if (!contributions) return;
-    const told = (i, j) => `“${tokens[i]}” and “${otherTokens[j]}”: ${contributions[i][j].toFixed(4)}`;
+    const told = (i, j) => `“${tokens[i]}” and “${otherTokens[j]}”: ${weight(contributions[i][j])}`;
     say($("pair-said"), `Their cosine is ${similarity.toFixed(3)}. Each cell is what a token of the first (rows) and one of the second (columns) add to it; together they are the cosine.`);
     draw({ title: "What the tokens of two texts add to their similarity", values: contributions, rows: tokens, columns: otherTokens, describe: told });
     const pairs = contributions.flatMap((row, i) => Array.from(row, (value, j) => ({ value, i, j })));
     pairs.sort((left, right) => right.value - left.value);
     $("pair-top").replaceChildren(...pairs.slice(0, MOST).map(({ value, i, j }) =>
-      make("li", {}, make("bdi", {}, tokens[i]), " and ", make("bdi", {}, otherTokens[j]), ` ${value.toFixed(4)}`)));
+      make("li", {}, make("bdi", {}, tokens[i]), " and ", make("bdi", {}, otherTokens[j]), ` ${weight(value)}`)));
   };
 }

@@ -1,7 +1,9 @@
 """Texts in the page: compared, listed by nearness, and shown as the model reads them."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -130,6 +132,26 @@ def test_with_the_server_gone_no_result_of_before_stays_below_the_error(minilm_m
         one.compare("a", "b")
         assert "wrong" in str(one.page.get_attribute("#texts-said", "class"))
         assert not one.page.locator("#texts-results").is_visible()
+
+
+def test_a_server_that_returns_with_another_model_is_asked_for_that(
+    minilm_models: Path, tmp_path: Path, opened: Open
+) -> None:
+    copytree(minilm_models / "all-MiniLM-L6-v2" / "1", tmp_path / "renamed" / "1")
+    manifest = tmp_path / "renamed" / "1" / "bundle.json"
+    manifest.write_text(manifest.read_text().replace('"all-MiniLM-L6-v2"', '"renamed"'))
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server(minilm_models, *QUICK))
+        one = opened(server, forgiven="ERR_|Failed to fetch|Failed to load resource")
+        one.done("#texts-said")
+        server.process.kill()
+        server.wait_exit()
+        stack.enter_context(running_server(tmp_path, *QUICK, "--http-port", str(server.http_port)))
+        one.compare("a", "b")
+        assert "'all-MiniLM-L6-v2' is not served here; served: renamed" in one.text("#texts-said")
+        one.until("document.querySelector('#texts-model').value === 'renamed'")
+        one.compare("a", "b")
+        assert one.text("#texts-said").endswith(" by renamed.")
 
 
 def test_everything_can_be_done_by_keyboard(studio: RunningServer, opened: Open) -> None:

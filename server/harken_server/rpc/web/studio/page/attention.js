@@ -5,7 +5,7 @@ import { map, summary } from "./attend.js";
 import { $, say, sentByKeys } from "./dom.js";
 import { heatMap } from "./heatmap.js";
 import { nameOf, showHeads } from "./heads.js";
-import { offerModels } from "./models.js";
+import { offerAgain, offerModels } from "./models.js";
 import { many, weight } from "./numbers.js";
 import { startPair } from "./pair.js";
 import { startWords } from "./words.js";
@@ -49,6 +49,7 @@ export function startAttention() {
   function fail(error) {
     $("attention-results").hidden = true;
     say(said, told(error), true);
+    offerAgain(error, $("attention-model"), $("attention-model-row"));
   }
 
   async function choose(chosen) {

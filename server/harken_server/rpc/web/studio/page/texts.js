@@ -3,7 +3,7 @@
 import { post, told } from "./api.js";
 import { $, say, sentByKeys } from "./dom.js";
 import { showMatrix } from "./matrix.js";
-import { offerModels } from "./models.js";
+import { offerAgain, offerModels } from "./models.js";
 import { showNearest } from "./nearest.js";
 import { cosines, many, vector } from "./numbers.js";
 import { showTokens } from "./tokens.js";
@@ -53,6 +53,7 @@ export function startTexts(attend) {
   function fail(error) {
     $("texts-results").hidden = true;
     say(said, told(error), true);
+    offerAgain(error, $("texts-model"), $("texts-model-row"));
   }
 
   function choose(index) {

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +191,37 @@ def test_of_several_models_one_is_chosen_and_goes_along(minilm_models: Path, tmp
         assert one.text("#texts-said").endswith(" by second.")
         one.page.click("text=See its attention")
         one.says("#attention-said", "by second.")
+
+
+def test_a_map_that_cannot_be_had_leaves_the_one_that_is_shown_chosen(minilm_models: Path, opened: Open) -> None:
+    with running_server(minilm_models, *QUICK) as server:
+        one = opened(server, "attention", forgiven="ERR_|Failed to fetch")
+        one.done("#attention-said")
+        server.process.kill()
+        server.process.wait()
+        one.page.locator("#heads input").nth(30).check()
+        one.says("#attention-said", "does not answer")
+        assert one.text("#map-of") == "layer 0, head 0"
+        assert one.page.locator("#heads input").nth(0).is_checked()
+
+
+def test_of_a_text_whose_map_is_refused_nothing_is_shown_not_even_another_ones(
+    studio: RunningServer, opened: Open
+) -> None:
+    one = opened(studio, "attention", forgiven="429 .Too Many Requests")
+    one.done("#attention-said")
+    full = {"error": {"message": "no room"}}
+
+    def answer(route: Any) -> None:
+        if "maps" in route.request.post_data_json:
+            route.fulfill(status=429, json=full)
+        else:
+            route.continue_()
+
+    one.page.route("**/v1/attend", answer)
+    look(one, "Another text.")
+    one.says("#attention-said", "The server refuses: no room")
+    assert not one.page.locator("#attention-results").is_visible()
 
 
 def test_of_two_long_texts_no_part_of_the_similarity_is_told_as_nothing(studio: RunningServer, opened: Open) -> None:

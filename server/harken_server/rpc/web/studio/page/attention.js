@@ -20,6 +20,8 @@ export function startAttention() {
   let going = null;
   let asked = null;
   let maps = new Map();
+  // Which choice the words and the map show, of the text that was asked for.
+  let drawn = null;
   let entered = false;
   let wanted;
 
@@ -37,6 +39,7 @@ export function startAttention() {
       const found = await summary($("attention-model").value, text, other, signal);
       asked = { text, found };
       maps = new Map();
+      drawn = null;
       $("attention-results").hidden = false;
       showPair(found);
       showHeads(found, (chosen) => choose(chosen));
@@ -52,6 +55,13 @@ export function startAttention() {
     offerAgain(error, $("attention-model"), $("attention-model-row"));
   }
 
+  /** What is drawn stays, as what it is; of another text it must not. */
+  function failToDraw(error) {
+    if (!drawn) return fail(error);
+    radios().find((radio) => radio.dataset.chosen === drawn).checked = true;
+    say(said, told(error), true);
+  }
+
   async function choose(chosen) {
     const { text, found } = asked;
     const name = JSON.stringify(chosen);
@@ -59,7 +69,7 @@ export function startAttention() {
     try {
       if (!maps.has(name)) maps.set(name, await map(found.model, text, chosen, signal));
     } catch (error) {
-      if (!signal.aborted) say(said, told(error), true);
+      if (!signal.aborted && chosenNow() === name) failToDraw(error);
       return;
     }
     // Another one may have been chosen while this one was on its way.
@@ -70,6 +80,7 @@ export function startAttention() {
     words.show(tokens, values, chosen.head === undefined ? means(values) : found.received[chosen.layer][chosen.head]);
     say($("map-of"), nameOf(chosen));
     drawMap({ title: `Attention, ${nameOf(chosen)}`, values, rows: tokens, columns: tokens, describe: (i, j) => `“${tokens[i]}” (${i}) to “${tokens[j]}” (${j}): ${weight(values[i][j])}` });
+    drawn = name;
   }
 
   $("attention-form").addEventListener("submit", (event) => {
@@ -105,9 +116,10 @@ export function startAttention() {
 
 /** What the picker of heads says is chosen, as `choose` is told it. */
 function chosenNow() {
-  const radios = [...document.querySelectorAll("#heads input")];
-  return radios.find((radio) => radio.checked)?.dataset.chosen;
+  return radios().find((radio) => radio.checked)?.dataset.chosen;
 }
+
+const radios = () => [...document.querySelectorAll("#heads input")];
 
 function sentence({ tokens, truncated, otherTruncated, layers, heads, model }) {
   const cut = truncated || otherTruncated ? "; what is longer than the model is cut off" : "";

@@ -166,6 +166,11 @@ def test_a_picture_says_what_rows_columns_and_heads_are() -> None:
     assert words(attention_of(["a", "b"], pair=pair_of(["c"], 2))) == (
         "first text", "second text", f"attention heads, of the first text, {darkest}",
     )  # fmt: skip
+    pair = pair_of(["c"], 2)
+    takes = replace(pair, contributions=-pair.contributions)
+    assert words(attention_of(["a", "b"], pair=takes))[1] == (
+        "second text: blue adds to the similarity, red takes from it"
+    )
 
 
 def test_in_a_picture_of_a_long_text_no_head_is_blank() -> None:

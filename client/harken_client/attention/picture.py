@@ -103,8 +103,9 @@ def _draw(
     axes: Any, array: NDArray[np.float32], names_of: tuple[list[str], list[str]], labels: tuple[str, str]
 ) -> None:
     """`names_of` rows and columns; `labels` of the axes x and y."""
-    rows, columns = names_of
+    (rows, columns), told = names_of, ""
     if array.min() < 0.0:
+        told = ": blue adds to the similarity, red takes from it"
         most = float(np.abs(array).max())
         axes.imshow(array, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
     else:
@@ -114,5 +115,5 @@ def _draw(
         step = -(-len(names) // _LABELED)
         shown = [name.replace("$", r"\$") for name in names[::step]]
         set_ticks(range(0, len(names), step), shown, fontsize=size, rotation=rotation)
-    axes.set_xlabel(labels[0])
+    axes.set_xlabel(labels[0] + told)
     axes.set_ylabel(labels[1])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from harken_server.errors import KeyLimit
 from harken_server.rpc.api_keys import SETTING, ApiKeys
 from harken_server.rpc.files import BadFile
 
@@ -32,3 +33,20 @@ def test_a_file_beyond_what_its_parser_takes_is_one_line_and_changes_nothing(
     assert str(error.value).startswith(f"api_keys: {path}: {message}")
     assert len(str(error.value).splitlines()) == 1
     assert keys.find("0" * 64) is before
+
+
+def test_a_limit_that_a_key_gets_later_begins_with_no_debt(tmp_path: Path) -> None:
+    path, now_s = tmp_path / "keys.toml", 0.0
+    path.write_text(ONE)
+    keys = ApiKeys(str(path), lambda: now_s)
+    caller = keys.find("0" * 64)
+    for _ in range(1000):
+        now_s += 1.0
+        caller.check("a model")
+        caller.spend(5000)
+    keys.use({SETTING: f"{ONE}tokens_per_s = 100".encode()})
+    caller.check("a model")
+    caller.spend(200)
+    with pytest.raises(KeyLimit) as limit:
+        caller.check("a model")
+    assert limit.value.retry_after_s == pytest.approx(1.01)

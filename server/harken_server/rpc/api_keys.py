@@ -88,7 +88,9 @@ class Caller:
 
     def spend(self, tokens: int) -> None:
         """See Account. May leave a debt, which later calls wait for: so no call is too large for ever."""
-        self._tokens -= tokens
+        # What nothing limits is no debt to a limit that the file gets later.
+        if self._key.tokens_per_s is not None:
+            self._tokens -= tokens
 
     @contextmanager
     def one_more(self) -> Iterator[None]:

@@ -1,12 +1,16 @@
 """What an operator does in the folder of models, and what a server that runs makes of it."""
 
+import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import support.server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harken.oip import inference_pb2 as oip_pb
 from harken.v1 import encoder_pb2 as pb
@@ -144,6 +148,45 @@ def test_a_lost_folder_takes_no_model_along(server: RunningServer, models: Path)
     models.rename(models.with_name("elsewhere"))
     server.wait_until("the warning", lambda: bool(refusals(server)))
     assert (versions(server), answered_by(server)) == ({1: True}, 1)
+
+
+@pytest.fixture
+def closable(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Such a folder in which a server cannot enter what is closed to it: as root it could, so it runs as another user."""
+    if os.getuid() == 0:
+        another = ["setpriv", "--reuid=65534", "--clear-groups", *support.server.COMMAND]
+        if shutil.which("setpriv") is None or subprocess.run([*another, "--help"], capture_output=True).returncode:
+            pytest.skip("no other user can run a server here")
+        monkeypatch.setattr(support.server, "COMMAND", another)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        for name in ("tiny", "zwei"):
+            release(tiny_models / "tiny" / "1", Path(folder), 1, name)
+        yield Path(folder)
+
+
+def test_what_may_not_be_entered_is_told_and_stops_nothing_else(tiny_models: Path, closable: Path) -> None:
+    with running_server(closable, *WATCHING, "--state-dir", os.devnull) as server:
+        closed = closable / "tiny" / "2"
+        closed.mkdir()
+        closed.chmod(0)
+        release(tiny_models / "tiny" / "1", closable, 3)
+        server.wait_until("a later version", lambda: 3 in versions(server))
+        server.wait_until("the refusal", lambda: f"{closed / 'bundle.json'}: Permission denied" in refusals(server))
+        closed.rmdir()
+        release(tiny_models / "tiny" / "1", closable, 2)
+        server.wait_until("the version that was closed", lambda: 2 in versions(server))
+
+        before = len(refusals(server))
+        for mode in (0o000, 0o711, 0o744):
+            (closable / "zwei").chmod(mode)
+            server.wait_until("the refusal", lambda: len(refusals(server)) > before)
+            assert f"{closable / 'zwei'}: Permission denied" in refusals(server)[before:]
+            assert health(server, "zwei") == "SERVING"
+            (closable / "zwei").chmod(0o755)
+            server.wait_until("its end", lambda: server.total("harken_refused_bundles", model="zwei") == 0)
+            before = len(refusals(server))
+        assert not [line for line in server.log if line.get("level") == "error"]
 
 
 def test_a_pin_makes_an_older_version_the_default_and_a_higher_pin_takes_it_back(

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from harken.v1 import bundle_pb2
 from harken_server.errors import AmbiguousModel, InvalidRequest, ModelNotFound
-from harken_server.models.bundle import BundleError, Found, read_attention, read_bundle
+from harken_server.models.bundle import BundleError, Found, read_attention, read_bundle, signature
 from harken_server.models.repository import Model, Repository, find_bundles, kept
 
 SEEDS = Path(__file__).parents[1] / "fuzz" / "seeds" / "tokenizer"
@@ -155,3 +156,23 @@ def test_the_bytes_that_were_hashed_are_the_bytes_that_are_kept(tiny_models: Pat
     (model,) = [file for file in bundle.manifest.files if file.name == "model.onnx"]
     assert np.frombuffer(bundle.model, np.uint8).size == model.size_bytes
     assert bundle.tokenizer is None
+
+
+def test_a_refused_bundle_is_another_once_its_files_were_written_replaced_or_given_to_others(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny" / "1"
+    shutil.copytree(tiny_models / "tiny" / "1", folder)
+    found, model = Found(folder, "tiny", 1), folder / "model.onnx"
+    seen = [signature(found)]
+    assert signature(found) == seen[0]
+    for change in (
+        lambda: model.chmod(0o600),
+        lambda: model.write_bytes(model.read_bytes()),
+        lambda: shutil.copy(model, folder / "copy"),
+        lambda: (folder / "copy").replace(model),
+    ):
+        time.sleep(0.05)  # the clock of files moves by up to 10 ms at a time
+        change()
+        assert signature(found) not in seen
+        seen.append(signature(found))

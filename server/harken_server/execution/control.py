@@ -11,7 +11,7 @@ from harken_server.errors import LoadFailed, ModelNotFound
 from harken_server.execution.engine import DeviceUnavailable
 from harken_server.execution.loading import Loader
 from harken_server.execution.served import ModelKey
-from harken_server.models.bundle import MANIFEST, BundleError, Found, signature
+from harken_server.models.bundle import BundleError, Found, being_copied, signature
 from harken_server.models.repository import Repository, kept
 from harken_server.telemetry.metrics import Metrics
 
@@ -141,16 +141,21 @@ class Control:
                 # A volume that was lost for a moment must not take the models along.
                 self._refuse(("", _PIN), None, str(error))
                 return
-            present = {(one.name, one.version) for one in found} | {(one.name, _PIN) for one in found}
+            names = {one.name for one in found}
+            gone = {model.manifest.name for model in self._repository} - names - self._unloaded
+            closed = {name: why for name in gone if (why := await asyncio.to_thread(self._loader.cannot_look_into, name))}
+            present = {(one.name, one.version) for one in found} | {(name, _PIN) for name in names | closed.keys()}
             self._forget_refusals(key for key in self._refused if anew or key not in present)
-            names = {one.name for one in found} | {model.manifest.name for model in self._repository}
-            for name in sorted(names - self._unloaded):
+            for name, why in closed.items():
+                # As a folder of models that is lost: what may still be there must not be unloaded.
+                self._refuse((name, _PIN), None, why)
+            for name in sorted((names | gone) - self._unloaded - closed.keys()):
                 await self._follow(name, [one for one in found if one.name == name])
 
     def _complete(self) -> list[Found]:
         """The bundles in the folder, without those that are being copied; blocks. Raises BundleError without any."""
         found = self._loader.found()
-        return [one for one in found if (one.folder / MANIFEST).exists()] or found
+        return [one for one in found if not being_copied(one.folder)] or found
 
     async def _follow(self, name: str, found: Sequence[Found]) -> list[str]:
         """Serve of this model what its folder holds. Returns why something of it cannot be, one line each."""

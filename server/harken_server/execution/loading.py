@@ -31,6 +31,7 @@ from harken_server.models.bundle import Bundle, BundleError, Found, read_bundle
 from harken_server.models.repository import (
     Model,
     Repository,
+    cannot_look_into,
     chosen,
     find_bundles,
     not_there,
@@ -154,6 +155,10 @@ class Loader:
     def found(self) -> list[Found]:
         """Every bundle in the folder, checked or not; blocks. Raises BundleError without any."""
         return find_bundles(self._settings.models, self._settings.model_name)
+
+    def cannot_look_into(self, name: str) -> str | None:
+        """Why nobody can say which versions of this model the folder holds, None if that can be said; blocks."""
+        return cannot_look_into(self._settings.models, name)
 
     def pinned(self, name: str) -> int | None:
         """The version of this model that its folder makes the default; blocks. Raises BundleError if that is none."""

@@ -105,14 +105,25 @@ def read_attention(folder: Path, manifest: bundle_pb2.Bundle) -> tuple[bytes, Ma
     return _read_hashed(folder, files[ATTENTION]), weights
 
 
+def being_copied(folder: Path) -> bool:
+    """Whether its manifest is not there yet; one that cannot be looked at is, and whoever reads it says why; blocks."""
+    try:
+        os.stat(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def signature(found: Found) -> object:
-    """Equal as long as no file of the bundle was written or replaced; blocks."""
+    """Equal as long as no file of the bundle was written, replaced, or given to other users; blocks."""
     try:
         with os.scandir(found.folder) as entries:
             states = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     except OSError as error:
         return str(error)
-    return sorted((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
+    return sorted((name, state.st_ino, state.st_size, state.st_ctime_ns) for name, state in states)
 
 
 def _check_place(found: Found) -> None:

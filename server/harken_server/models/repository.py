@@ -120,7 +120,7 @@ def find_bundles(models: Path, model_name: str) -> list[Found]:
     folders = [
         Found(folder, folder.parent.name, int(folder.name))
         for folder in models.glob("*/*")
-        if NAME.fullmatch(folder.parent.name) and _VERSION.fullmatch(folder.name) and folder.is_dir()
+        if NAME.fullmatch(folder.parent.name) and _VERSION.fullmatch(folder.name) and os.path.isdir(folder)
     ]
     if not folders:
         raise BundleError(
@@ -128,6 +128,19 @@ def find_bundles(models: Path, model_name: str) -> list[Found]:
             f"`harken-export minilm --models {models}` makes one"
         )
     return sorted(folders, key=lambda found: (found.name, found.version))
+
+
+def cannot_look_into(models: Path, name: str) -> str | None:
+    """Why nobody can say which versions a model's folder holds; None if that can be said, or it is not there."""
+    folder = models / name
+    try:
+        os.listdir(folder)
+        os.stat(os.path.join(folder, "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
+    return None
 
 
 def pinned_version(models: Path, name: str) -> int | None:

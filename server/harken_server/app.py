@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 import structlog
 import uvloop
-from prometheus_client import disable_created_metrics, start_http_server
+from prometheus_client import disable_created_metrics
 
 from harken_server.attend import Attend
 from harken_server.execution.attention import AttendBudget, Attentions
@@ -56,12 +56,12 @@ from harken_server.sources import load
 from harken_server.telemetry import logs
 from harken_server.telemetry.logs import AccessLog
 from harken_server.telemetry.metrics import Metrics
+from harken_server.telemetry.scrapes import Scrapes
 from harken_server.telemetry.tracing import Tracing
 from harken_server.values import Limits
 
 log = structlog.get_logger()
 
-_SCRAPE_S: Final = 10.0
 # How long a drain answers new calls with a refusal, while they keep coming, before it closes the connections.
 _REFUSING_S: Final = 0.5
 
@@ -159,7 +159,7 @@ class App:
             self._follow(self._keys)
         certificates = self._certificates()
         try:
-            self._metrics_server, _ = start_http_server(settings.metrics_port, settings.listen, self._metrics.registry)
+            self._scrapes = Scrapes(self._metrics.registry, settings.listen, settings.metrics_port)
         except (OSError, ValueError) as error:
             raise CannotStart(
                 f"cannot listen on {settings.listen}:{settings.metrics_port} for metrics: {error}"
@@ -188,7 +188,7 @@ class App:
             add_reflection(self._server, _SERVICES)
         await self._health.set(["", *_SERVICES], serving=False)
         await self._server.start()
-        ports = Ports(grpc_port, http_port, self._metrics_server.server_port, health_port)
+        ports = Ports(grpc_port, http_port, self._scrapes.port, health_port)
         log.info(
             "listening",
             listen=settings.listen, grpc_port=ports.grpc, http_port=ports.http, metrics_port=ports.metrics,
@@ -293,8 +293,7 @@ class App:
         self._loader.stop()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
+        self._scrapes.stop()
         for follower in self._following_files:
             follower.cancel()
         # The last: whoever asks whether a process that drains is alive must not restart it.

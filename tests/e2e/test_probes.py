@@ -1,9 +1,10 @@
 """The listener for probes: plain text, no keys, health and nothing else, and it outlives the others."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,34 @@ def test_its_port_in_use_is_one_line_and_code_two(tiny_server: RunningServer, ti
     assert (code, error) == (
         2, f"harken-server: error: cannot listen on 127.0.0.1:{port} for health: Address already in use",
     )  # fmt: skip
+
+
+def test_idle_connections_keep_no_probe_out_for_long(tiny_models: Path) -> None:
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    with running_server(tiny_models) as server, ExitStack() as stack:
+        for _ in range(64):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.health_port), timeout=30))
+            idle.sendall(preface)
+        server.wait_until("a place", lambda: answers(server))
+
+
+def answers(server: RunningServer) -> bool:
+    """Whether a probe that connects now hears that requests are taken."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.health_port}", options) as channel:
+        try:
+            return said(health_pb2_grpc.HealthStub(channel), READINESS) == "SERVING"
+        except grpc.RpcError:
+            return False
+
+
+def test_calls_of_a_connection_are_no_more_than_a_limit(tiny_server: RunningServer) -> None:
+    with probe(tiny_server) as health:
+        watches = [health.Watch(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=60) for _ in range(16)]
+        assert [next(watch).status for watch in watches] == [health_pb2.HealthCheckResponse.SERVING] * 16
+        with pytest.raises(grpc.RpcError) as error:
+            health.Check(health_pb2.HealthCheckRequest(), timeout=0.5)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert answers(tiny_server)
+        watches.pop().cancel()
+        assert said(health, READINESS) == "SERVING"

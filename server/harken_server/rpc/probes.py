@@ -5,7 +5,7 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from harken_server.rpc.server import HANDSHAKE_MS, bind
+from harken_server.rpc.server import ANSWER_MS, HANDSHAKE_MS, SILENT_MS, bind
 from harken_server.settings import Settings
 
 LIVENESS: Final = "liveness"
@@ -13,6 +13,10 @@ LIVENESS: Final = "liveness"
 # The name of a service is all that a probe sends.
 _MESSAGE_BYTES: Final = 4096
 _MOST_CONNECTIONS: Final = 64
+_MOST_STREAMS: Final = 16
+"""Of a connection."""
+_IDLE_MS: Final = 10_000
+"""A connection without a call is closed after so long: else whoever forgot it, or means no good, keeps probes out."""
 
 
 class Probes:
@@ -25,6 +29,11 @@ class Probes:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", _MESSAGE_BYTES),
                 ("grpc.max_allowed_incoming_connections", _MOST_CONNECTIONS),
+                ("grpc.max_concurrent_streams", _MOST_STREAMS),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                # Of a peer that vanished with a Watch open nothing would ever be heard.
+                ("grpc.keepalive_time_ms", SILENT_MS),
+                ("grpc.keepalive_timeout_ms", ANSWER_MS),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ]
         )

@@ -14,8 +14,8 @@ from harken_server.settings import Settings
 _HARD_LIMIT: Final = 2
 HANDSHAKE_MS: Final = 5_000
 """Longest that a connection may take to say its first."""
-_SILENT_MS: Final = 60_000
-_ANSWER_MS: Final = 20_000
+SILENT_MS: Final = 60_000
+ANSWER_MS: Final = 20_000
 """A connection that says nothing is pinged after the first, and given up the second later."""
 _METADATA_BYTES: Final = 8192
 # For the last answers and the status of a stream, after all that it may take.
@@ -30,8 +30,8 @@ def make_server(settings: Settings) -> grpc.aio.Server:
             *_idle_limit(settings),
             ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
             # Else a peer that vanished without a word keeps its connection, and its streams, for hours.
-            ("grpc.keepalive_time_ms", _SILENT_MS),
-            ("grpc.keepalive_timeout_ms", _ANSWER_MS),
+            ("grpc.keepalive_time_ms", SILENT_MS),
+            ("grpc.keepalive_timeout_ms", ANSWER_MS),
             # The least of a message's metadata that is refused, and the most that is taken: as by default, but told.
             ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),

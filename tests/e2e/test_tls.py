@@ -216,6 +216,29 @@ def test_a_client_ca_that_is_exchanged_lets_the_old_ones_in_no_longer(tiny_model
         assert (old.both(server), new.both(server)) == ((False, False), (True, True))
 
 
+def test_with_a_client_ca_no_session_is_resumed_and_each_connection_shows_its_certificate(
+    tiny_models: Path, files: Files
+) -> None:
+    ours, clients = trustme.CA(), trustme.CA()
+    files.issue(ours)
+    files.client_ca.write_bytes(clients.cert_pem.bytes())
+    context = ssl.create_default_context()
+    # In 1.2 a session is there once the handshake is over.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    ours.configure_trust(context)
+    clients.issue_cert("a.client").configure_cert(context)
+    for options, resumed in ((files.options, True), (files.mutual, False)):
+        with running_server(tiny_models, *options) as server:
+
+            def connect(session: ssl.SSLSession | None, port: int = server.grpc_port) -> ssl.SSLSocket:
+                connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+                return context.wrap_socket(connection, server_hostname="localhost", session=session)
+
+            with connect(None) as first, connect(first.session) as second:
+                assert second.session_reused is resumed
+
+
 def test_a_broken_pair_is_logged_and_the_old_one_serves_on(tiny_models: Path, files: Files) -> None:
     ours = trustme.CA()
     files.issue(ours)

@@ -64,7 +64,9 @@ class Certificates:
     def _take(self) -> grpc.ServerCertificateConfiguration | None:
         """In gRPC's own thread."""
         configuration = self._configuration
-        if configuration is self._taken:
+        # What is new has new keys for its sessions. With a client CA each handshake shall have them: a session that is
+        # resumed shows no certificate again, not even one that has ended.
+        if configuration is self._taken and CLIENT_CA not in self.paths:
             return None
         self._taken = configuration
         return configuration

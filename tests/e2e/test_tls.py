@@ -7,14 +7,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPSConnection
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 import trustme
 from client.command import harken
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harken_client import Client
 from support.server import RunningServer, failed_start, running_server
@@ -36,8 +42,8 @@ class Files:
     def mutual(self) -> tuple[str, ...]:
         return (*self.options, "--tls-client-ca", str(self.client_ca))
 
-    def issue(self, ca: trustme.CA) -> None:
-        leaf = ca.issue_cert("localhost", "127.0.0.1")
+    def issue(self, ca: trustme.CA, **options: Any) -> None:
+        leaf = ca.issue_cert("localhost", "127.0.0.1", **options)
         self.key.write_bytes(leaf.private_key_pem.bytes())
         self.certificate.write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
 
@@ -237,6 +243,31 @@ def test_with_a_client_ca_no_session_is_resumed_and_each_connection_shows_its_ce
 
             with connect(None) as first, connect(first.session) as second:
                 assert second.session_reused is resumed
+
+
+def test_a_renewal_by_a_certificate_that_nobody_would_take_is_refused(tiny_models: Path, files: Files) -> None:
+    ours = trustme.CA()
+    files.issue(ours)
+    with running_server(tiny_models, *files.options) as server:
+        now = datetime.now(UTC)
+        files.issue(ours, not_before=now - timedelta(days=9), not_after=now - timedelta(days=1))
+        server.wait_until("the refusal", lambda: refusals(server) == 1)
+        assert Caller(ours).both(server) == (True, True)
+        key = ec.generate_private_key(ec.SECP256K1())
+        name = x509.Name([])
+        of_key = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+        files.certificate.write_bytes(of_key.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+        files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+        server.wait_until("the refusal", lambda: "of a kind that gRPC cannot use" in server.log[-1].get("why", ""))
+        assert Caller(ours).both(server) == (True, True)
+        files.issue(ours)
+        wait_until(server, "files read again")
+        assert Caller(ours).both(server) == (True, True)
+
+
+def refusals(server: RunningServer) -> int:
+    """How often a certificate that has ended was refused."""
+    return sum("has ended already" in line.get("why", "") for line in server.log)
 
 
 def test_a_broken_pair_is_logged_and_the_old_one_serves_on(tiny_models: Path, files: Files) -> None:

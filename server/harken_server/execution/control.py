@@ -143,7 +143,9 @@ class Control:
                 return
             names = {one.name for one in found}
             gone = {model.manifest.name for model in self._repository} - names - self._unloaded
-            closed = {name: why for name in gone if (why := await asyncio.to_thread(self._loader.cannot_look_into, name))}
+            closed = {
+                name: why for name in gone if (why := await asyncio.to_thread(self._loader.cannot_look_into, name))
+            }
             present = {(one.name, one.version) for one in found} | {(name, _PIN) for name in names | closed.keys()}
             self._forget_refusals(key for key in self._refused if anew or key not in present)
             for name, why in closed.items():

@@ -1,11 +1,12 @@
 """TLS for both ports: one certificate, and with a client CA nobody without one; exchanged while it serves."""
 
 import ssl
+import time
 from typing import Final
 
 import grpc
 
-from harken_server.rpc.expiry import first_end_s
+from harken_server.rpc.expiry import first_end_s, grpc_can_use, own_end_s
 from harken_server.rpc.files import BadFile, Contents, read
 from harken_server.settings import Settings
 
@@ -25,6 +26,7 @@ class Certificates:
             if needed not in self.paths:
                 raise BadFile(f"{needed}: is empty, and {next(iter(self.paths))} is not: TLS needs both")
         self._taken: grpc.ServerCertificateConfiguration | None = None
+        self._end_s: float | None = None
         self.contents: Final = read(self.paths)
         self.use(self.contents)
 
@@ -33,6 +35,15 @@ class Certificates:
         context = self._checked()
         if read(self.paths) != contents:
             raise BadFile(f"{CERTIFICATE}: the files changed while they were read")
+        if not grpc_can_use(contents[CERTIFICATE]):
+            raise BadFile(
+                f"{CERTIFICATE}: {self.paths[CERTIFICATE]} has a key of a kind that gRPC cannot use; "
+                "it can RSA, EC on P-256, P-384 and P-521, and Ed25519"
+            )
+        end_s, now_s = own_end_s(contents[CERTIFICATE]), time.time()
+        if end_s is not None and end_s <= now_s and self._end_s is not None and self._end_s > now_s:
+            raise BadFile(f"{CERTIFICATE}: {self.paths[CERTIFICATE]} has ended already, and the one before has not")
+        self._end_s = end_s
         self._context = context
         ends_s = {name: first_end_s(contents[name]) for name in (CERTIFICATE, CLIENT_CA) if name in contents}
         self.ends_s = {name: end_s for name, end_s in ends_s.items() if end_s is not None}

@@ -1,7 +1,7 @@
-"""When certificates end: the one field of theirs that a metric tells.
+"""When certificates end, and whether gRPC's library can use their keys.
 
 `ssl` tells it only of a peer that it has verified, so DER is read here: X.690 8.1 for its lengths, RFC 5280 4.1 for
-where the field stands. OpenSSL has taken the same bytes before, so that nothing here decides whom to trust.
+where the fields stand. OpenSSL has taken the same bytes before, so that nothing here decides whom to trust.
 """
 
 import re
@@ -15,25 +15,57 @@ _VERSION: Final = 0xA0
 _UTC_TIME: Final = 0x17
 _VALIDITY: Final = 3
 """After the serial number, the algorithm of the signature, and the issuer."""
+_KEY: Final = 5
+"""After the subject."""
+
+_EC: Final = bytes.fromhex("2a8648ce3d0201")
+_CURVES: Final = (bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2b81040022"), bytes.fromhex("2b81040023"))
+"""P-256, P-384, P-521 (RFC 5480 2.1.1.1)."""
+_UNKNOWN: Final = (bytes.fromhex("2b6571"), bytes.fromhex("2a8648ce380401"))
+"""Ed448 (RFC 8410 3) and DSA (RFC 3279 2.3.2)."""
 
 
 def first_end_s(pem: bytes) -> float | None:
     """The earliest end of all certificates in a PEM file, in seconds since 1970. None if it has none to read."""
-    ends_s = []
-    for block in _PEM.findall(pem):
-        try:
-            ends_s.append(_end(b64decode(block)).timestamp())
-        except (ValueError, IndexError, StopIteration):
-            continue
-    return min(ends_s, default=None)
+    ends_s = [_end_s(block) for block in _PEM.findall(pem)]
+    return min((end_s for end_s in ends_s if end_s is not None), default=None)
+
+
+def own_end_s(pem: bytes) -> float | None:
+    """As `first_end_s`, of the first certificate alone: a server's own, before those between it and its CA."""
+    return next((_end_s(block) for block in _PEM.findall(pem)), None)
+
+
+def grpc_can_use(pem: bytes) -> bool:
+    """Whether the key of the first certificate is of a kind that BoringSSL, which is gRPC's, knows: fewer than OpenSSL.
+
+    One that cannot be read passes.
+    """
+    try:
+        (_, algorithm), _ = _elements(_fields(b64decode(_PEM.findall(pem)[0]))[_KEY])
+        (_, kind), *parameters = _elements(algorithm)
+    except (ValueError, IndexError, StopIteration):
+        return True
+    return parameters[0][1] in _CURVES if kind == _EC and parameters else kind not in _UNKNOWN
+
+
+def _end_s(block: bytes) -> float | None:
+    try:
+        return _end(b64decode(block)).timestamp()
+    except (ValueError, IndexError, StopIteration):
+        return None
+
+
+def _fields(der: bytes) -> list[bytes]:
+    """Of a certificate, without its version. Raises IndexError or StopIteration if there are none."""
+    _, certificate = next(_elements(der))
+    _, to_be_signed = next(_elements(certificate))
+    return [content for tag, content in _elements(to_be_signed) if tag != _VERSION]
 
 
 def _end(der: bytes) -> datetime:
     """`notAfter`. Raises ValueError, IndexError or StopIteration if that is not where it should be."""
-    _, certificate = next(_elements(der))
-    _, to_be_signed = next(_elements(certificate))
-    fields = [content for tag, content in _elements(to_be_signed) if tag != _VERSION]
-    (_, _), (tag, end) = _elements(fields[_VALIDITY])
+    (_, _), (tag, end) = _elements(_fields(der)[_VALIDITY])
     text = end.decode("ascii")
     if tag == _UTC_TIME:
         # RFC 5280 4.1.2.5.1: two digits from 50 on are of the century before; strptime draws the line at 69.

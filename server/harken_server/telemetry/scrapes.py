@@ -21,9 +21,7 @@ class Scrapes:
 
     def __init__(self, registry: CollectorRegistry, listen: str, port: int) -> None:
         """Raises OSError."""
-        family, _, _, _, address = socket.getaddrinfo(
-            listen, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, _, _, _, address = socket.getaddrinfo(listen, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         kind = type("_OfFamily", (_Server,), {"address_family": family})
         self._server: Final[_Server] = kind(address[:2], _Scrape)
         self._server.set_app(make_wsgi_app(registry))

@@ -182,8 +182,9 @@ class App:
         debug_edge = Debug(self._history, self._calls, settings.max_message_bytes)
         inference_edge = Inference(self._service, self._calls, self._streams, self._control, settings.max_message_bytes)
         admin_edge = Admin(settings, self._calls)
-        edges = (edge, debug_edge, admin_edge, inference_edge)
-        self._server.add_generic_rpc_handlers(tuple(one.handler() for one in edges))
+        handlers = (edge.handlers(), debug_edge.handlers(), admin_edge.handlers(), inference_edge.handlers())
+        for service, methods in zip(_SERVICES, handlers, strict=True):
+            self._server.add_registered_method_handlers(service, methods)
         if settings.reflection:
             add_reflection(self._server, _SERVICES)
         await self._health.set(["", *_SERVICES], serving=False)

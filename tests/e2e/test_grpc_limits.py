@@ -1,5 +1,6 @@
 """What one gRPC connection may hold, and for how long: its streams, its metadata, its silence."""
 
+import socket
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -57,3 +58,40 @@ def test_metadata_over_the_limit_is_refused_and_the_connection_goes_on(tiny_serv
             encoder.Encode(request, metadata=(("x-much", "m" * 20_000),), timeout=30)
         assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert encoder.Encode(request, metadata=(("x-some", "s" * 4_000),), timeout=30).results
+
+
+def field(name: bytes, value: bytes) -> bytes:
+    """As HPACK has it that keeps nothing (RFC 7541, 6.2.2)."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Of HTTP/2 (RFC 9113, 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+@pytest.mark.parametrize("path", [b"/\xff", b"/harken.v1.Encoder/Encode\xff", b"\xc3\x28", b"/caf\xc3\xa9/x"])
+def test_a_path_that_is_no_text_is_an_unknown_method_and_others_go_on(tiny_server: RunningServer, path: bytes) -> None:
+    inputs: SimpleQueue[pb.EncodeStreamRequest | None] = SimpleQueue()
+    one = pb.EncodeStreamRequest(input=pb.StreamInput(input=ids([7])[0]))
+    head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"a"), (b"te", b"trailers")]
+    head.append((b"content-type", b"application/grpc"))
+    request = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
+    request += frame(1, 4, 1, b"".join(field(name, value) for name, value in head)) + frame(0, 1, 1, bytes(5))
+    with connection(tiny_server) as channel:
+        stream = EncoderStub(channel).EncodeStream(iter(inputs.get, None), timeout=60)
+        inputs.put(one)
+        assert next(stream).result.HasField("embedding")
+        for port in (tiny_server.grpc_port, tiny_server.health_port):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
+                raw.sendall(request)
+                received = b""
+                while b"Method not found!" not in received:
+                    received += (piece := raw.recv(4096))
+                    assert piece, "the connection was closed without an answer"
+            with socket.create_connection(("127.0.0.1", port), timeout=30):
+                pass
+        inputs.put(one)
+        assert next(stream).result.HasField("embedding")
+        inputs.put(None)
+        assert not list(stream)

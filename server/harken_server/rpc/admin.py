@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from harken_server.errors import BadValue, InvalidRequest, TurnedOff
 from harken_server.rpc.calls import Call, Calls, Context
+from harken_server.rpc.listener import Handlers
 from harken_server.rpc.wire import parse
 from harken_server.settings import Settings
 from harken_server.telemetry import logs
@@ -26,11 +27,9 @@ class Admin:
         self._settings = settings
         self._calls: Final = calls
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         """What a gRPC server registers."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {"Settings": grpc.unary_unary_rpc_method_handler(self.settings)}
-        )
+        return {"Settings": grpc.unary_unary_rpc_method_handler(self.settings)}
 
     async def settings(self, raw: bytes, context: Context) -> bytes:
         """Settings(SettingsRequest) -> SettingsResponse."""

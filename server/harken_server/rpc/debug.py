@@ -9,6 +9,7 @@ from harken.v1 import debug_pb2, encoder_pb2
 from harken_server.errors import TurnedOff
 from harken_server.execution.history import Batch, History
 from harken_server.rpc.calls import Call, Calls, Context
+from harken_server.rpc.listener import Handlers
 from harken_server.rpc.wire import parse
 from harken_server.scheduling.waiting import Priority
 
@@ -52,11 +53,9 @@ class Debug:
         self._calls: Final = calls
         self._max_message_bytes: Final = max_message_bytes
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         """What a gRPC server registers."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {"ExplainBatches": grpc.unary_unary_rpc_method_handler(self.explain_batches)}
-        )
+        return {"ExplainBatches": grpc.unary_unary_rpc_method_handler(self.explain_batches)}
 
     async def explain_batches(self, raw: bytes, context: Context) -> bytes:
         """ExplainBatches(ExplainBatchesRequest) -> ExplainBatchesResponse."""

@@ -12,6 +12,7 @@ from harken_server.rpc.attend import attend
 from harken_server.rpc.calls import Call, Calls, Context, when_done
 from harken_server.rpc.convert import check_options, info_of, input_of, options_of, set_result
 from harken_server.rpc.encode_stream import EncodeStream
+from harken_server.rpc.listener import Handlers
 from harken_server.rpc.similarity import best_matches, check_similarity
 from harken_server.rpc.stream import Streams
 from harken_server.rpc.wire import Repeated, parse
@@ -34,19 +35,16 @@ class Encoder:
         number = encoder_pb2.SimilarityRequest.CANDIDATES_FIELD_NUMBER
         self._candidates: Final = (Repeated(number, "candidates", service.limits.inputs - 1),)
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         """What a gRPC server registers."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Encode": grpc.unary_unary_rpc_method_handler(self.encode),
-                "Similarity": grpc.unary_unary_rpc_method_handler(self.similarity),
-                "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
-                "EncodeStream": grpc.stream_stream_rpc_method_handler(self.encode_stream),
-                "ListModels": grpc.unary_unary_rpc_method_handler(self.list_models),
-                "GetModel": grpc.unary_unary_rpc_method_handler(self.get_model),
-            },
-        )
+        return {
+            "Encode": grpc.unary_unary_rpc_method_handler(self.encode),
+            "Similarity": grpc.unary_unary_rpc_method_handler(self.similarity),
+            "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
+            "EncodeStream": grpc.stream_stream_rpc_method_handler(self.encode_stream),
+            "ListModels": grpc.unary_unary_rpc_method_handler(self.list_models),
+            "GetModel": grpc.unary_unary_rpc_method_handler(self.get_model),
+        }
 
     async def encode(self, raw: bytes, context: Context) -> bytes:
         """Encode(EncodeRequest) -> EncodeResponse."""

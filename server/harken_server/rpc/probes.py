@@ -2,9 +2,9 @@
 
 from typing import Final
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from harken_server.rpc.listener import make_listener
 from harken_server.rpc.server import ANSWER_MS, HANDSHAKE_MS, SILENT_MS, bind
 from harken_server.settings import Settings
 
@@ -23,8 +23,8 @@ class Probes:
     """grpc.health.v1 in plain text: "" is whether requests are taken, "liveness" whether the event loop still turns."""
 
     def __init__(self) -> None:
-        self._server: Final = grpc.aio.server(
-            options=[
+        self._server: Final = make_listener(
+            [
                 # Of this process and no other: the kernel must not give its probes to a second server.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", _MESSAGE_BYTES),

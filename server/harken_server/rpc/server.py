@@ -8,6 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from harken_server.rpc.listener import make_listener
 from harken_server.settings import Settings
 
 # Beyond a message over the limit that we answer ourselves, with details, gRPC refuses in its own words.
@@ -24,8 +25,8 @@ _ENDING_S: Final = 1.0
 
 def make_server(settings: Settings) -> grpc.aio.Server:
     """A server with the settings' limits, and nothing registered."""
-    return grpc.aio.server(
-        options=[
+    return make_listener(
+        [
             *_age_limits(settings),
             *_idle_limit(settings),
             ("grpc.max_concurrent_streams", settings.max_streams_per_connection),

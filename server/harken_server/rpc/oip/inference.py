@@ -11,6 +11,7 @@ from harken.oip import inference_pb2 as pb
 from harken_server.errors import BadValue, InvalidRequest, ModelNotFound, NotReady, TurnedOff
 from harken_server.execution.control import Control
 from harken_server.rpc.calls import Call, Calls, Context, when_done
+from harken_server.rpc.listener import Handlers
 from harken_server.rpc.oip.infer import UNLOADING, check_parameters, infer, version_of
 from harken_server.rpc.oip.messages import (
     LIMITS,
@@ -42,7 +43,7 @@ class Inference:
         self._control: Final = control
         self._max_message_bytes: Final = max_message_bytes
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         """What a gRPC server registers."""
         unary = {
             "ServerLive": self.server_live,
@@ -59,7 +60,7 @@ class Inference:
         }
         handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(handle) for name, handle in unary.items()}
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self.model_stream_infer)
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        return handlers
 
     async def model_infer(self, raw: bytes, context: Context) -> bytes:
         """ModelInfer(ModelInferRequest) -> ModelInferResponse."""

@@ -18,8 +18,10 @@ ONE = f'[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"\n'
         (f"{ONE}tokens_per_s = {'9' * 400}", "keys[0].tokens_per_s: Input should be less than or equal to"),
         (f"{ONE}admin = 0x{'f' * 5000}", "keys[0].admin: Input should be a valid boolean"),
         (f'{ONE}"a\\nb" = 1', "keys[0].'a\\nb': Extra inputs are not permitted, not 1"),
+        (f"{ONE}{'K' * 43} = 1", "keys[0].(a name of 43 characters): Extra inputs are not permitted, not 1"),
+        (f"{ONE}[{'K' * 43}]", "(a name of 43 characters): Extra inputs are not permitted"),
     ],
-    ids=["nested", "digits", "over a float", "hexadecimal", "two lines"],
+    ids=["nested", "digits", "over a float", "hexadecimal", "two lines", "a key as a name", "a key as a table"],
 )
 def test_a_file_beyond_what_its_parser_takes_is_one_line_and_changes_nothing(
     tmp_path: Path, content: str, message: str

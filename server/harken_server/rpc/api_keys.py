@@ -180,7 +180,9 @@ def _sentence(problem: ErrorDetails) -> str:
 
 
 def _name(part: str) -> str:
-    """On one line: a name that is none of ours may be any text."""
+    """On one line: a name that is none of ours may be any text. As long as a key it may be one."""
+    if len(part) >= _LEAST_CHARACTERS:
+        return f"(a name of {len(part)} characters)"
     return part if part.isidentifier() else repr(part)
 
 

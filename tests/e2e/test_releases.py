@@ -150,12 +150,16 @@ def test_a_lost_folder_takes_no_model_along(server: RunningServer, models: Path)
     assert (versions(server), answered_by(server)) == ({1: True}, 1)
 
 
+def _fails(command: list[str]) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode != 0
+
+
 @pytest.fixture
 def closable(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Such a folder in which a server cannot enter what is closed to it: as root it could, so it runs as another user."""
+    """Such a folder in which a server cannot enter what is closed: as root it could, so it runs as another user."""
     if os.getuid() == 0:
         another = ["setpriv", "--reuid=65534", "--clear-groups", *support.server.COMMAND]
-        if shutil.which("setpriv") is None or subprocess.run([*another, "--help"], capture_output=True).returncode:
+        if shutil.which("setpriv") is None or _fails([*another, "--help"]):
             pytest.skip("no other user can run a server here")
         monkeypatch.setattr(support.server, "COMMAND", another)
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +184,7 @@ def test_what_may_not_be_entered_is_told_and_stops_nothing_else(tiny_models: Pat
         before = len(refusals(server))
         for mode in (0o000, 0o711, 0o744):
             (closable / "zwei").chmod(mode)
-            server.wait_until("the refusal", lambda: len(refusals(server)) > before)
+            server.wait_until("the refusal", lambda before=before: len(refusals(server)) > before)
             assert f"{closable / 'zwei'}: Permission denied" in refusals(server)[before:]
             assert health(server, "zwei") == "SERVING"
             (closable / "zwei").chmod(0o755)

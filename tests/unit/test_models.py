@@ -24,6 +24,14 @@ def test_a_pooling_that_is_not_known_is_refused(tiny_models: Path, tmp_path: Pat
         read_bundle(Found(tmp_path / "tiny" / "1", "tiny", 1))
 
 
+def test_heads_that_do_not_divide_the_hidden_size_are_refused(tiny_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_models / "tiny", tmp_path / "tiny")
+    manifest = tmp_path / "tiny" / "1" / "bundle.json"
+    manifest.write_text(manifest.read_text().replace('"heads": 2', '"heads": 2147483647'))
+    with pytest.raises(BundleError, match="hidden_size 32 is no multiple of heads 2147483647"):
+        read_bundle(Found(tmp_path / "tiny" / "1", "tiny", 1))
+
+
 def repository(*versions: tuple[str, int]) -> Repository:
     models = Repository()
     for name, version in versions:

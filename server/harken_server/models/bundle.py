@@ -171,6 +171,8 @@ def _check_manifest(found: Found, manifest: bundle_pb2.Bundle) -> None:
     for field in ("layers", "heads", "hidden_size", "intermediate_size", "vocab_size", "max_length"):
         if getattr(manifest, field) < 1:
             raise BundleError(f"{where}: {field} is missing")
+    if manifest.hidden_size % manifest.heads:
+        raise BundleError(f"{where}: hidden_size {manifest.hidden_size} is no multiple of heads {manifest.heads}")
     inputs = {spec.name for spec in manifest.inputs}
     outputs = {spec.name for spec in manifest.outputs}
     if inputs != {"input_ids", "attention_mask"}:

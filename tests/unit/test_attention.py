@@ -219,3 +219,18 @@ async def test_one_whose_model_was_unloaded_meanwhile_is_not_served(tiny_models:
         server.batcher.models.retire(TINY)
         await task
         assert attention_key(TINY) not in server.batcher.models
+
+
+async def test_one_that_comes_after_its_version_was_retired_goes_with_whoever_asked(tiny_models: Path) -> None:
+    async with loading(tiny_models / "tiny" / "1") as (server, attentions, model):
+        models = server.batcher.models
+        with models.using(TINY), attentions.using(model) as key:
+            task = asyncio.create_task(attentions.loaded(model))
+            await asyncio.sleep(0)
+            models.retire(TINY)
+            attentions.let_go(key)
+            await task
+            await attentions.loaded(model)
+            assert key in models
+        assert key not in models
+        assert TINY not in models

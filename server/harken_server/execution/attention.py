@@ -149,7 +149,8 @@ class Attentions:
         """Load it, unless it is there. Raises LoadFailed."""
         key = attention_key(model.key)
         if key in self._batcher.models:
-            self._batcher.models.keep(key)
+            if model.key not in self._batcher.models.leaving():
+                self._batcher.models.keep(key)
             return
         loading = self._loading.get(key)
         if loading is None:
@@ -181,6 +182,9 @@ class Attentions:
         )
         self._batcher.serve(key, served)
         self._rest(key)
+        if model.key in self._batcher.models.leaving():
+            # Its version was retired meanwhile; whoever asked has the graph until then.
+            self.let_go(key)
         log.info("attention graph loaded", model=name, load_s=round(self._clock() - began_s, 3))
 
     def _rest(self, key: ModelKey) -> None:

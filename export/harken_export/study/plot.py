@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from . import cost, gradients, heads, masking, parallelism, recall
 from .claims import Claim
+from .tasks import TASKS
 from .training import ARCHITECTURES, NAMES, Architecture
 
 COLORS = {"attention": "#0b6e4f", "lstm": "#3b6fb6", "gru": "#b5532a"}
@@ -47,8 +48,9 @@ def by_length(axes: Axes, lengths: Sequence[int], label: str) -> None:
 def draw_recall(result: dict[str, Any], svg: Path) -> None:
     """Accuracy by distance: the mean of the seeds, and from the worst to the best of them."""
     claims = recall.all_claims(result)
-    figure = drawing(3.2, claims)
-    for axes, (task, taught) in zip(figure.subplots(1, len(recall.TAUGHT), sharey=True), recall.TAUGHT, strict=True):
+    figure = drawing(5.6, claims)
+    grid = figure.subplots(len(TASKS), len(recall.TEACHINGS), sharex=True, sharey=True)
+    for axes, (task, taught) in zip(grid.flat, recall.TAUGHT, strict=True):
         for name in ARCHITECTURES:
             found = recall.accuracies(result, task, taught, name)
             axes.plot(list(found), [mean(shares) for shares in found.values()], **style(name))
@@ -58,7 +60,8 @@ def draw_recall(result: dict[str, Any], svg: Path) -> None:
         by_length(axes, result["distances"], "distance, tokens")
         axes.set_title({"recall": "associative recall", "copy": "copy"}[task] + f", taught {taught}", fontsize=9)
         axes.set_ylim(0, 1.03)
-    figure.axes[0].set_ylabel("right answers")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("right answers")
     figure.axes[0].legend(fontsize=8, loc="lower left")
     save(figure, claims, svg)
 

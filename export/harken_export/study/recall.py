@@ -18,10 +18,11 @@ from .training import ARCHITECTURES, LEARNING_RATES, NAMES, Architecture, Course
 LEARNED, LOST = 0.95, 0.5
 
 # (task, how it is taught). Directly: at one distance alone from the first step on, a network for each of DIRECT.
-TAUGHT = (("recall", "gradually"), ("copy", "gradually"), ("copy", "directly"))
-DIRECT_EVERY = 2
-"""Every second distance."""
-DIRECT_SHARE = 0.25
+TEACHINGS = ("gradually", "directly")
+TAUGHT = tuple(product(TASKS, TEACHINGS))
+DIRECT_EVERY = 3
+"""Every third distance: the nearest, one between, the farthest."""
+DIRECT_SHARE = 1 / 3
 """Of the steps: the one distance is all that they are spent on."""
 
 

@@ -77,8 +77,9 @@ def test_the_page_says_where_its_figures_were_measured_not_where_it_was_drawn(
 
 def test_every_network_has_its_figures(docs: Path) -> None:
     runs = json.loads((docs / "attention" / "recall.json").read_text())["runs"]
-    # Each task gradually; copy directly at 8 alone.
-    assert len(runs) == 3 * 2 * 3
+    # Both tasks: gradually, and directly at 8 alone.
+    assert len(runs) == 2 * 2 * 2 * 3
+    assert [run["architecture"] for run in runs[:6]] == ["attention", "attention", "lstm", "lstm", "gru", "gru"]
     found = recall.accuracies({"runs": runs}, "recall", "gradually", "lstm")
     assert {distance: len(shares) for distance, shares in found.items()} == {8: 2, 16: 2}
     assert list(found) == [8, 16]

@@ -22,7 +22,7 @@ TEACHINGS = ("gradually", "directly")
 TAUGHT = tuple(product(TASKS, TEACHINGS))
 DIRECT_EVERY = 3
 """Every third distance: the nearest, one between, the farthest."""
-DIRECT_SHARE = 1 / 3
+DIRECT_SHARE = 0.375
 """Of the steps: the one distance is all that they are spent on."""
 
 
@@ -67,9 +67,12 @@ def keyed(found: dict[int, Any]) -> dict[str, Any]:
 
 def measure(course: Course, seeds: tuple[int, ...], processes: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both results: of recall and of gradients. One thread for each network, `processes` networks at a time."""
-    runs = []
+    runs, wanted = [], jobs(course, seeds)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for run in pool.map(one_run, *zip(*jobs(course, seeds), strict=True)):
+        # What takes longest comes first, so that no process waits long for the last one.
+        begun = {job: pool.submit(one_run, *job) for job in sorted(wanted, key=effort, reverse=True)}
+        for job in wanted:
+            run = begun[job].result()
             told = ", ".join(f"{share:.0%} at {distance}" for distance, share in run["accuracy"].items())
             who = f"{run['task']} {run['taught']} {NAMES[run['architecture']]} seed {run['seed']}"
             print(f"{who}: {told} ({run['cpu_s']:.0f} CPU s)", flush=True)
@@ -77,7 +80,17 @@ def measure(course: Course, seeds: tuple[int, ...], processes: int) -> tuple[dic
     return results(runs, course, seeds)
 
 
-def jobs(course: Course, seeds: tuple[int, ...]) -> list[tuple[Architecture, str, str, int, Course]]:
+Job = tuple[Architecture, str, str, int, Course]
+"""The arguments of `one_run`."""
+
+
+def effort(job: Job) -> tuple[int, int]:
+    """By which the jobs are sorted: the steps, and how long their sequences are."""
+    course = job[-1]
+    return course.steps, max(course.distances)
+
+
+def jobs(course: Course, seeds: tuple[int, ...]) -> list[Job]:
     """The arguments of every `one_run`."""
     return [
         (architecture, task, taught, seed, one)

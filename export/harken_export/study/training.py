@@ -29,7 +29,7 @@ class Course:
 
     distances: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
     gradually: bool = True
-    steps: int = 1800
+    steps: int = 1600
     batch_tokens: int = 2048
     batch_sequences: int = 128
     examined_sequences: int = 256

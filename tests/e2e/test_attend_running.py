@@ -107,7 +107,7 @@ def test_a_caller_that_leaves_or_runs_out_of_time_leaves_nothing_behind(minilm_m
 
 
 def test_a_reader_that_never_reads_is_cut_and_holds_up_nobody(minilm_models: Path) -> None:
-    with running_server(minilm_models, "--max-request-s", "20") as server:
+    with running_server(minilm_models, "--max-request-s", "12") as server:
         attend(server, [101, 102], maps=True)
         slow = stub(server.target).Attend(pb.AttendRequest(input=ids([101] * 300)[0], maps=True))
         next(slow)

@@ -240,7 +240,7 @@ def test_a_start_that_cannot_be_is_one_line_and_code_two(
         ("twice", "bundle.json: names a file twice"),
         ("precision", "bundle.json: precision 'fp64' is none of fp32, fp16, int8"),
         ("architecture", "bundle.json: architecture 'gpt' is none of bert, lstm, gru"),
-        ("lie", "says hidden_size 31, but its vectors have 32"),
+        ("lie", "says hidden_size 34, but its vectors have 32"),
         ("size", "model.onnx: sha256 .* corrupted, or changed after the export"),
         ("key", "bundle.json: not a bundle manifest: .* no field named"),
         ("escape", "bundle.json: '../../secret' is not a plain file name"),
@@ -283,7 +283,7 @@ def test_a_corrupted_bundle_is_refused_at_the_start(  # noqa: PLR0912 - one case
         case "architecture":
             manifest.write_text(json.dumps({**content, "architecture": "gpt"}))
         case "lie":
-            manifest.write_text(json.dumps({**content, "hidden_size": 31}))
+            manifest.write_text(json.dumps({**content, "hidden_size": 34}))
         case "size":
             model = next(file for file in content["files"] if file["name"] == "model.onnx")
             model["size_bytes"] = str(2**63)

@@ -14,10 +14,10 @@ TIMES = 3.0
 BELOW = (0.7, 0.8, 0.9)
 """Of the maximum: among them is the best goodput below saturation."""
 
-WINDOW_S = 0.5
-"""Of the time after the load, in which a p99 is looked at."""
-CALM_S = 10.0
+CALM_S = 12.0
 """So long the same calls are made before the overload and after it, at half of the maximum."""
+SETTLED_S = 2.0
+"""By then after its end all is as before: of later calls the p99 is compared."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Overload:
     goodput_ratio      answers in time, over the best below saturation
     refused_s          median time until the server said that it has too much to do
     rss_growth_bytes   from the start of the overload to its end
-    recovery_s         from its end until the p99 was what it had been for the same calls before; inf if it never was
+    before_s, after_s  p99 of the same calls before it, and from SETTLED_S after its end on
     """
 
     rate_per_s: float
@@ -38,7 +38,8 @@ class Overload:
     goodput_ratio: float
     refused_s: float
     rss_growth_bytes: float
-    recovery_s: float
+    before_s: float
+    after_s: float
 
 
 def overload(running: RunningServer, duration_s: float, probe_s: float) -> Overload:
@@ -65,30 +66,12 @@ def overload(running: RunningServer, duration_s: float, probe_s: float) -> Overl
         goodput_ratio=over.goodput_per_s(DEADLINE_S) / best,
         refused_s=statistics.median(over.refusals_s() or [DEADLINE_S]),
         rss_growth_bytes=grown,
-        recovery_s=recovery_s(before, after),
+        before_s=settled_p99_s(before),
+        after_s=settled_p99_s(after),
     )
 
 
-def recovery_s(before: Load, after: Load) -> float:
-    """When the first window ends from which on no p99 is over the worst of any window before, or near the deadline.
-
-    A window has a few dozen calls, so its p99 is its slowest call: one long sequence behind another makes it, with or
-    without an overload. So the worst of the same calls before is what is normal, and a tenth more.
-    """
-    normal_s = min(1.1 * max(_windows(before)), 0.9 * DEADLINE_S)
-    calm = [p99_s <= normal_s for p99_s in _windows(after)]
-    late = len(calm) - next((number for number, good in enumerate(reversed(calm)) if not good), len(calm))
-    return (late + 1) * WINDOW_S if late < len(calm) else float("inf")
-
-
-def _windows(load: Load) -> list[float]:
-    """The p99 of each window. A call that was refused, or too late, counts as one that took all of its time."""
-    latencies: dict[int, list[float]] = {}
-    for call in load.calls:
-        window = latencies.setdefault(int(call.intended_s / WINDOW_S), [])
-        window.append(call.latency_s if call.sequences else DEADLINE_S)
-    return [_p99_s(window) for _, window in sorted(latencies.items())]
-
-
-def _p99_s(latencies_s: list[float]) -> float:
-    return float(np.percentile(latencies_s, 99)) if latencies_s else DEADLINE_S
+def settled_p99_s(load: Load) -> float:
+    """Of all calls but those of the first SETTLED_S. One that was refused, or too late, took all of its time."""
+    calls = [call for call in load.calls if call.intended_s >= SETTLED_S]
+    return float(np.percentile([call.latency_s if call.sequences else DEADLINE_S for call in calls], 99))

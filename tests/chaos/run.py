@@ -18,7 +18,7 @@ from chaos.bad_input import BadCallers, with_tokenizer
 from chaos.crash import crashes
 from chaos.drain import drain
 from chaos.exactly_once import Callers, unsettled
-from chaos.overload import DEADLINE_S, TIMES, overload
+from chaos.overload import DEADLINE_S, SETTLED_S, TIMES, overload
 from chaos.poison import poisoned
 from chaos.swaps import SETTLED, SHARE, swaps
 from rich.console import Console
@@ -128,7 +128,8 @@ def overloaded(models: Path, folder: Path, duration_s: float, probe_s: float) ->
     return Row(
         "overload", f"{seen.calls:,} calls at {seen.rate_per_s:.0f}/s, {TIMES:g} times the maximum, {duration_s:g} s",
         f"deadlines of {1000 * DEADLINE_S:.0f} ms",
-        0, int(bool(open_ends)), f"p99 as before after {seen.recovery_s:g} s",
+        0, int(bool(open_ends)),
+        f"p99 {1000 * seen.after_s:.0f} ms from {SETTLED_S:g} s after it on, {1000 * seen.before_s:.0f} ms before",
         (
             f"goodput {seen.goodput_per_s:.0f}/s, {seen.goodput_ratio:.2f} of the best below saturation (bar 0.9); "
             f"refused after {1000 * seen.refused_s:.1f} ms (bar 5); memory {seen.rss_growth_bytes / 2**20:+.0f} MiB; "
